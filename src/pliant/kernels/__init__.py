@@ -1,0 +1,10 @@
+"""Pure functions on tensors; time is axis 1.
+
+- `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
+- `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
+"""
+
+from pliant.kernels._causal_conv import causal_conv
+from pliant.kernels._linear_scan import linear_scan
+
+__all__ = ["causal_conv", "linear_scan"]

@@ -1,0 +1,65 @@
+"""Numba functions, cached on disk where that is possible, run on slices in a small thread pool.
+
+The parallel back ends of Numba dislike forks and concurrent calls, so kernels are serial and
+`nogil`, and threads come from here.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import torch
+
+SMALL = 1 << 16
+"""Elements below which starting threads costs more than it brings."""
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` on first call; without a writable place for the cache, do without it."""
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # numba: no locator available
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def over_slices(function: Callable[..., None], batch: int, width: int, steps: int) -> None:
+    """Call `function(b0, b1, d0, d1)` over slices that together cover `batch` x `width`.
+
+    The slices share nothing and each computes what one call over everything would, to the bit,
+    so the number of threads does not change results.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or batch * width * steps < SMALL:
+        function(0, batch, 0, width)
+        return
+    if batch >= threads:
+        edges = [batch * i // threads for i in range(threads + 1)]
+        jobs = [(b0, b1, 0, width) for b0, b1 in zip(edges, edges[1:], strict=False)]
+    else:
+        # Blocks of 16 keep a cache line in one thread.
+        blocks = -(-width // 16)
+        edges = [min(width, 16 * (blocks * i // threads)) for i in range(threads)] + [width]
+        jobs = [(0, batch, d0, d1) for d0, d1 in zip(edges, edges[1:], strict=False) if d0 < d1]
+    running = [_threads().submit(function, *job) for job in jobs[1:]]
+    function(*jobs[0])
+    for job in running:
+        job.result()
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="pliant")
+    return _pool
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)

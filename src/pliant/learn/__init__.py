@@ -1,0 +1,31 @@
+"""A model that changes while it answers.
+
+- `Learner`: predicts, remembers what it said, learns when the answer comes
+- `bptt`: the learning rule, back-propagation through a window of steps
+- `prequential`: the loop over a stream; `fit`: many passes over a fixed set
+- `Life`: everything an exact continuation needs, as one value
+- `Majority`, `NoChange`, `Frozen`, `Retrained`: honest opponents; `Timed`: counts what each costs
+"""
+
+from pliant.learn.base import Predictor
+from pliant.learn.learner import Learner
+from pliant.learn.life import Life
+from pliant.learn.loops import fit, prequential
+from pliant.learn.opponents import Frozen, Majority, NoChange, Retrained
+from pliant.learn.rules import Bptt, bptt
+from pliant.learn.timed import Timed
+
+__all__ = [
+    "Bptt",
+    "Frozen",
+    "Learner",
+    "Life",
+    "Majority",
+    "NoChange",
+    "Predictor",
+    "Retrained",
+    "Timed",
+    "bptt",
+    "fit",
+    "prequential",
+]

@@ -1,0 +1,283 @@
+"""Honest opponents: what is done today, in the same loop, with the same answers.
+
+All of them learn only from targets that a learner may learn from, when they come.
+"""
+
+import copy
+import math
+from abc import abstractmethod
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.core import Answer, Question, Record, UsageError
+from pliant.learn.base import Predictor, rows_of
+from pliant.learn.learner import Learner
+from pliant.learn.loops import fit
+
+
+class _Counting(Predictor):
+    """Remembers what it said; leaves the guess and the counting to a leaf."""
+
+    def __init__(self, num_classes: int, remember: int = 128):
+        self.num_classes, self.remember = num_classes, remember
+        self.output: Tensor | None = None
+        self._waiting: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()  # time -> rows, output
+
+    @abstractmethod
+    def _guess(self, rows: Tensor) -> Tensor:
+        """Log-probabilities `(B, C)`, nats."""
+
+    @abstractmethod
+    def _count(self, rows: Tensor, labels: Tensor) -> None:
+        """Take note of labels `(n,)` of the streams `rows` `(n,)`, in time order for each stream."""
+
+    def predict(self, question: Question) -> Tensor:
+        batch, steps = question.mask.shape
+        self.output = self._guess(question.rows)[:, None].expand(batch, steps, -1)
+        self._waiting[question.time] = (question.rows, self.output)
+        if len(self._waiting) > self.remember:
+            self._waiting.popitem(last=False)
+        return self.output
+
+    def said(self, answer: Answer) -> Tensor | None:
+        if answer.time not in self._waiting:
+            return None
+        rows, output = self._waiting[answer.time]
+        return rows_of(output, rows, answer.rows)
+
+    def learn(self, answer: Answer) -> Record:
+        row, step = torch.nonzero(answer.learn_mask & answer.target_mask, as_tuple=True)
+        self._count(answer.rows[row], answer.targets[row, step])
+        if answer.final:
+            self._waiting.pop(answer.time, None)
+        return Record(0, answer.time, "updated" if len(row) else "nothing to learn", learned=len(row))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"output": self.output, "waiting": [(time, *said) for time, said in self._waiting.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.output = state["output"]
+        self._waiting = OrderedDict((time, (rows, output)) for time, rows, output in state["waiting"])
+
+
+class Majority(_Counting):
+    """Class frequencies so far, as probabilities: (n_c + 1/2) / (n + C/2).
+
+    The estimator of Krichevsky & Trofimov 1981, which pays at most about (C-1)/2 log2 n bits for not knowing.
+    """
+
+    def __init__(self, num_classes: int, remember: int = 128):
+        super().__init__(num_classes, remember)
+        self.counts = torch.full((num_classes,), 0.5, dtype=torch.float64)
+
+    def _guess(self, rows: Tensor) -> Tensor:
+        return torch.log(self.counts / self.counts.sum()).float().expand(len(rows), -1)
+
+    def _count(self, rows: Tensor, labels: Tensor) -> None:
+        self.counts = self.counts + torch.bincount(labels, minlength=self.num_classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.counts = state["counts"]
+
+
+class NoChange(_Counting):
+    """The last known label of the stream again, with the probability that this has been right so far.
+
+    The other classes share the rest evenly. A stream without a known label gets the uniform guess.
+    """
+
+    def __init__(self, num_classes: int, remember: int = 128):
+        super().__init__(num_classes, remember)
+        self.last = torch.empty(0, dtype=torch.int64)  # (streams,), -1 where unknown
+        self.hits = torch.full((2,), 0.5, dtype=torch.float64)  # changed, stayed
+
+    def _grow(self, rows: Tensor) -> None:
+        missing = int(rows.max()) + 1 - len(self.last) if len(rows) else 0
+        if missing > 0:
+            self.last = torch.cat([self.last, torch.full((missing,), -1)])
+
+    def _guess(self, rows: Tensor) -> Tensor:
+        self._grow(rows)
+        changed, stayed = (self.hits / self.hits.sum()).tolist()
+        other = math.log(changed / max(1, self.num_classes - 1))
+        last = self.last[rows]
+        guess = torch.full((len(rows), self.num_classes), other)
+        guess = guess.scatter(1, last.clamp(min=0)[:, None], math.log(stayed))
+        return torch.where(last[:, None] < 0, -math.log(self.num_classes), guess)
+
+    def _count(self, rows: Tensor, labels: Tensor) -> None:
+        self._grow(rows)
+        if not len(rows):
+            return
+        # The label before each one: the one before it in this answer, else the one known so far.
+        order = rows.argsort(stable=True)
+        rows, labels = rows[order], labels[order]
+        start = torch.ones_like(rows, dtype=torch.bool)
+        start[1:] = rows[1:] != rows[:-1]
+        before = torch.where(start, self.last[rows], labels.roll(1))
+        known = before >= 0
+        stayed = int((known & (before == labels)).sum())
+        self.hits = self.hits + torch.tensor([int(known.sum()) - stayed, stayed], dtype=torch.float64)
+        end = torch.ones_like(start)
+        end[:-1] = start[1:]
+        self.last = self.last.index_put((rows[end],), labels[end])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"last": self.last, "hits": self.hits}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.last, self.hits = state["last"], state["hits"]
+
+
+class Frozen(Predictor):
+    """The learner as it was after its first `after` answers; until then it is the learner.
+
+    Its memory of the streams goes on, its parameters do not. In a panel it must come after the
+    learner that it watches.
+    """
+
+    def __init__(self, learner: Learner, *, after: int):
+        if after < 0:
+            raise UsageError(f"Frozen: after is {after}, expected 0 or more answers")
+        self._learner, self.after = learner, after
+        self.answers = 0
+        self._copy: Learner | None = None
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if self._copy is None and self.answers >= self.after:
+            self._copy = copy.deepcopy(self._learner)
+            self._copy.reuse = False
+
+    @property
+    def output(self) -> Tensor | None:  # type: ignore[override]
+        return (self._copy or self._learner).output
+
+    def predict(self, question: Question) -> Tensor:
+        if self._copy is not None:
+            return self._copy.predict(question)
+        assert self._learner.output is not None
+        return self._learner.output
+
+    def said(self, answer: Answer) -> Tensor | None:
+        return (self._copy or self._learner).said(answer)
+
+    def learn(self, answer: Answer) -> Record:
+        self.answers += int(answer.target_mask.sum())
+        if self._copy is not None:
+            self._copy.forget(answer)
+        self._freeze()
+        return Record(0, answer.time, "nothing to learn")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"answers": self.answers, "copy": None if self._copy is None else self._copy.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.answers, self._copy = state["answers"], None
+        if state["copy"] is not None:
+            self._copy = copy.deepcopy(self._learner)
+            self._copy.reuse = False
+            self._copy.load_state_dict(state["copy"])
+
+
+class Retrained(Predictor):
+    """The same model trained from scratch every `every` answers on the last `window` answers.
+
+    An answer that comes in parts is trained on from its last part.
+
+    Args:
+        make: a new learner for training number k, from 0; the one for 0 answers before the first training.
+        every: answers between trainings.
+        window: answers that a training sees.
+        passes: how often it sees each of them.
+    """
+
+    def __init__(self, make: Callable[[int], Learner], *, every: int, window: int, passes: int):
+        for name, value in (("every", every), ("window", window), ("passes", passes)):
+            if value < 1:
+                raise UsageError(f"Retrained: {name} is {value}, expected at least 1")
+        self._make, self.every, self.window, self.passes = make, every, window, passes
+        self.trainings, self.answers = 0, 0
+        self._current = self._new(0)
+        self._asked: OrderedDict[int, tuple[Question, Tensor]] = OrderedDict()
+        self._pairs: deque[tuple[Question, Answer]] = deque()
+        self._held = 0  # answers in _pairs
+
+    def _new(self, number: int) -> Learner:
+        learner = self._make(number)
+        learner.reuse = False
+        return learner
+
+    @property
+    def output(self) -> Tensor | None:  # type: ignore[override]
+        return self._current.output
+
+    def predict(self, question: Question) -> Tensor:
+        # What a model said stands, also when the next one has replaced it before the answer.
+        self._asked[question.time] = (question, self._current.predict(question))
+        if len(self._asked) > self._current.remember:
+            self._asked.popitem(last=False)
+        return self._asked[question.time][1]
+
+    def said(self, answer: Answer) -> Tensor | None:
+        if answer.time not in self._asked:
+            return None
+        question, output = self._asked[answer.time]
+        return rows_of(output, question.rows, answer.rows)
+
+    def learn(self, answer: Answer) -> Record:
+        self._current.forget(answer)
+        if answer.time not in self._asked:
+            return Record(self.trainings, answer.time, "forgotten")
+        question, _ = self._asked[answer.time]
+        if answer.final:
+            del self._asked[answer.time]
+            self._keep(question, answer)
+        before = self.answers
+        self.answers += int(answer.target_mask.sum())
+        if self.answers // self.every > before // self.every:
+            self._train()
+            return Record(self.trainings, answer.time, "updated", learned=self._held)
+        return Record(self.trainings, answer.time, "nothing to learn")
+
+    def _keep(self, question: Question, answer: Answer) -> None:
+        # Tags are for scores; a window of them would only cost memory.
+        self._pairs.append((question, answer._replace(tags={})))
+        self._held += int(answer.target_mask.sum())
+        while self._held - int(self._pairs[0][1].target_mask.sum()) >= self.window:
+            self._held -= int(self._pairs.popleft()[1].target_mask.sum())
+
+    def _train(self) -> None:
+        self.trainings += 1
+        self._current = self._new(self.trainings)
+        self._current.reuse = True
+        for _ in fit(self._current, self._pairs, passes=self.passes):
+            pass
+        self._current.reuse = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "trainings": self.trainings,
+            "answers": self.answers,
+            "held": self._held,
+            "current": self._current.state_dict(),
+            "asked": [(tuple(question), output) for question, output in self._asked.values()],
+            "pairs": [(tuple(question), tuple(answer)) for question, answer in self._pairs],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainings, self.answers, self._held = state["trainings"], state["answers"], state["held"]
+        self._current = self._new(self.trainings)
+        self._current.load_state_dict(state["current"])
+        asked = [(Question(*parts), output) for parts, output in state["asked"]]
+        self._asked = OrderedDict((question.time, (question, output)) for question, output in asked)
+        self._pairs = deque((Question(*question), Answer(*answer)) for question, answer in state["pairs"])

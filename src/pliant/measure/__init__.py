@@ -1,0 +1,4 @@
+"""Numbers about models, from tensors.
+
+- `scores`: bits, accuracy, Brier, calibration, kappa, temporal kappa, absolute error, and collections of them
+"""

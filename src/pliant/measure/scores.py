@@ -1,0 +1,414 @@
+"""Scores of what was answered, once the truth is known.
+
+Every score has `update(answer, said)`, `value()` and `merge(other)`, and so merges over windows and
+processes. Only targets that `answer.target_mask` reveals count. What cannot be scored is not
+passed over: a probability of zero for what happened is a code length of infinity, and an output
+that is NaN makes the value NaN. A question that had been forgotten counts as `missed` and in no value.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pliant.core import Answer, UsageError, categorical_nats, mixture_mean
+
+Nats = Callable[[Tensor, Tensor], Tensor]
+"""(output `(n, ...)`, targets `(n, ...)`) -> code lengths in nats `(n,)`."""
+
+
+class Score(ABC):
+    """One number about a stream of answers."""
+
+    @abstractmethod
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        """Count the revealed targets of `answer`; said `(R, T, ...)` is the output for its rows, None if forgotten."""
+
+    @abstractmethod
+    def value(self) -> float:
+        """The score; NaN when nothing has been scored (`reason` says so)."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> Self:
+        """A score as if one had seen what this one and then `other` saw; both stay as they are."""
+
+    @abstractmethod
+    def fresh(self) -> Self:
+        """An empty score of the same settings."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything counted so far."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+
+    def reason(self) -> str | None:
+        """Why the value is NaN, None if it is a number."""
+        return None if not math.isnan(self.value()) else "no answer has been scored, or an output was NaN"
+
+
+class _Sums(Score):
+    """A score made of sums; a leaf says what is added and what the value is."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.missed = 0
+        self.sums = torch.zeros(self._sizes(), dtype=torch.float64)
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (1,)
+
+    @abstractmethod
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        """What n scored targets add to the sums; said `(n, ...)`, targets `(n, ...)`."""
+
+    def value(self) -> float:
+        return float(self.sums[0]) / self.count if self.count else math.nan
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        shown = answer.target_mask
+        if said is None:
+            self.missed += int(shown.sum())
+            return
+        said, targets = _revealed(self, answer, said)
+        if len(targets):
+            self.sums = self.sums + self._add(said, targets).double()
+            self.count += len(targets)
+
+    def merge(self, other: Self) -> Self:
+        both = self.fresh()
+        both.sums, both.count, both.missed = self.sums + other.sums, self.count + other.count, self.missed + other.missed
+        return both
+
+    def fresh(self) -> Self:
+        return type(self)()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "count": self.count, "missed": self.missed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.count, self.missed = state["sums"], state["count"], state["missed"]
+
+
+class Bits(_Sums):
+    """Mean code length, bits per answer: -log2 p(target). `total()` is the sum."""
+
+    def __init__(self, nats: Nats = categorical_nats):
+        self.nats = nats
+        super().__init__()
+
+    def fresh(self) -> Self:
+        return type(self)(self.nats)
+
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        return self.nats(said, targets).double().sum().reshape(1) / math.log(2)
+
+    def total(self) -> float:
+        """Code length of all answers, bits."""
+        return float(self.sums[0])
+
+
+def bits_saved(reference: Bits, ours: Bits) -> float:
+    """Bits by which `ours` is shorter than `reference`, over the same answers.
+
+    Raises:
+        UsageError: the two have not scored equally many answers.
+    """
+    if reference.count != ours.count:
+        raise UsageError(
+            f"bits_saved: the reference scored {reference.count} answers and ours {ours.count}; "
+            "compare scores of the same answers"
+        )
+    return reference.total() - ours.total()
+
+
+class Accuracy(_Sums):
+    """Share of answers whose most probable class was right."""
+
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        right = (said.argmax(-1) == targets).double()
+        return torch.where(said.isnan().any(-1), math.nan, right).sum().reshape(1)
+
+
+class Brier(_Sums):
+    """Mean over answers of the squared distance of the probabilities from the truth, summed over classes; 0 to 2."""
+
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        probabilities = said.double().softmax(-1)
+        truth = torch.nn.functional.one_hot(targets, said.shape[-1])
+        return (probabilities - truth).square().sum().reshape(1)
+
+
+class Calibration(_Sums):
+    """Expected calibration error of the top class: mean over answers of |confidence - accuracy| of its bin.
+
+    Bins of equal width over 0 … 1 (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+    """
+
+    def __init__(self, bins: int = 15):
+        self.bins = bins
+        super().__init__()
+
+    def fresh(self) -> Self:
+        return type(self)(self.bins)
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (3, self.bins)  # count, confidence, right
+
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        confidence, best = said.double().softmax(-1).max(-1)
+        where = (confidence * self.bins).nan_to_num().long().clamp(0, self.bins - 1)
+        rows = torch.stack([torch.ones_like(confidence), confidence, (best == targets).double()])
+        return torch.zeros(3, self.bins, dtype=torch.float64).index_add(1, where, rows)
+
+    def value(self) -> float:
+        return float((self.sums[1] - self.sums[2]).abs().sum()) / self.count if self.count else math.nan
+
+    def table(self) -> list[dict[str, float]]:
+        """The bins that hold answers: count, mean confidence, accuracy."""
+        return [
+            {"count": count, "confidence": confidence / count, "accuracy": right / count}
+            for count, confidence, right in self.sums.T.tolist()
+            if count
+        ]
+
+
+class Kappa(Score):
+    """Cohen's kappa: how far accuracy exceeds that of guessing by the frequencies of both sides."""
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.table = torch.zeros(0, 0, dtype=torch.int64)  # truth x answer
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        if said is None:
+            self.missed += int(answer.target_mask.sum())
+            return
+        said, targets = _revealed(self, answer, said)
+        classes = said.shape[-1]
+        cells = torch.bincount(targets * classes + said.argmax(-1), minlength=classes * classes)
+        self.table = _grown(self.table, classes) + _grown(cells.reshape(classes, classes), len(self.table))
+
+    def value(self) -> float:
+        counts = self.table.double()
+        total = counts.sum()
+        if not total:
+            return math.nan
+        observed = counts.trace() / total
+        expected = (counts.sum(0) * counts.sum(1)).sum() / total.square()
+        # One class only, always right: agreement beyond chance cannot be told.
+        return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
+
+    def merge(self, other: Self) -> Self:
+        both = self.fresh()
+        both.table = _grown(self.table, len(other.table)) + _grown(other.table, len(self.table))
+        both.missed = self.missed + other.missed
+        return both
+
+    def fresh(self) -> Self:
+        return type(self)()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"table": self.table, "missed": self.missed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.table, self.missed = state["table"], state["missed"]
+
+
+class TemporalKappa(Score):
+    """How far accuracy exceeds that of no-change: (p - p0) / (1 - p0), p0 that of the last label of the stream.
+
+    Žliobaitė et al. 2015, Evaluation methods and decision theory for classification of streaming data
+    with temporal dependence, Machine Learning 98. The first answer of a stream has no label before it and
+    counts for neither. "Last" is in the order in which answers came.
+    """
+
+    def __init__(self) -> None:
+        self.missed = 0
+        self.counts = torch.zeros(3, dtype=torch.int64)  # compared, right, no-change right
+        # First answer of each stream (label, whether right) and its last label; -1 where there is none.
+        self.first = torch.full((0, 2), -1)
+        self.last = torch.full((0,), -1)
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        row, step = torch.nonzero(answer.target_mask, as_tuple=True)
+        if said is None:
+            self.missed += len(row)
+            return
+        said, targets = _revealed(self, answer, said)
+        if not len(row):
+            return
+        rows, order = answer.rows[row].sort(stable=True)
+        targets, right = targets[order], (said.argmax(-1) == targets)[order].long()
+        self._grow(int(rows[-1]) + 1)
+        starts = torch.ones_like(rows, dtype=torch.bool)
+        starts[1:] = rows[1:] != rows[:-1]
+        before = torch.where(starts, self.last[rows], targets.roll(1))
+        new = before < 0
+        self.first = self.first.index_put((rows[new],), torch.stack([targets[new], right[new]], 1))
+        ends = starts.roll(-1)
+        self.last = self.last.index_put((rows[ends],), targets[ends])
+        known = ~new
+        stays = (before == targets) & known
+        self.counts = self.counts + torch.stack([known.sum(), (right * known).sum(), stays.sum()])
+
+    def value(self) -> float:
+        compared, right, stayed = self.counts.tolist()
+        if not compared:
+            return math.nan
+        return (right - stayed) / (compared - stayed) if compared > stayed else math.nan
+
+    def merge(self, other: Self) -> Self:
+        both = self.fresh()
+        both.missed = self.missed + other.missed
+        streams = max(len(self.last), len(other.last))
+        mine, theirs = (_copy_grown(self, streams), _copy_grown(other, streams))
+        # The first answer of the later part follows the last one of the earlier.
+        joined = (mine.last >= 0) & (theirs.first[:, 0] >= 0)
+        stays = joined & (mine.last == theirs.first[:, 0])
+        border = torch.stack([joined.sum(), (theirs.first[:, 1] * joined).sum(), stays.sum()])
+        both.counts = mine.counts + theirs.counts + border
+        both.first = torch.where(mine.first[:, :1] >= 0, mine.first, theirs.first)
+        both.last = torch.where(theirs.last >= 0, theirs.last, mine.last)
+        return both
+
+    def fresh(self) -> Self:
+        return type(self)()
+
+    def _grow(self, streams: int) -> None:
+        if (missing := streams - len(self.last)) > 0:
+            self.first = torch.cat([self.first, torch.full((missing, 2), -1)])
+            self.last = torch.cat([self.last, torch.full((missing,), -1)])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "first": self.first, "last": self.last, "missed": self.missed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts, self.first, self.last = state["counts"], state["first"], state["last"]
+        self.missed = state["missed"]
+
+
+class AbsoluteError(_Sums):
+    """Mean absolute error of a point prediction, in units of the target.
+
+    Args:
+        point: output `(n, ...)` -> prediction in the shape of the targets; the mean of a Gaussian mixture if not given.
+    """
+
+    def __init__(self, point: Callable[[Tensor], Tensor] = mixture_mean):
+        self.point = point
+        super().__init__()
+
+    def fresh(self) -> Self:
+        return type(self)(self.point)
+
+    def _add(self, said: Tensor, targets: Tensor) -> Tensor:
+        apart = (self.point(said).double() - targets.double()).abs()
+        return apart.reshape(len(targets), -1).mean(1).sum().reshape(1)
+
+
+class Scores:
+    """Scores by name, updated together."""
+
+    def __init__(self, **scores: "Score | Grouped"):
+        self._scores = scores
+
+    def __getitem__(self, name: str) -> Any:
+        return self._scores[name]
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        for score in self._scores.values():
+            score.update(answer, said)
+
+    def value(self) -> dict[str, Any]:
+        return {name: score.value() for name, score in self._scores.items()}
+
+    def merge(self, other: Self) -> Self:
+        return type(self)(**{name: score.merge(other[name]) for name, score in self._scores.items()})
+
+    def fresh(self) -> Self:
+        return type(self)(**{name: score.fresh() for name, score in self._scores.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: score.state_dict() for name, score in self._scores.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, score in self._scores.items():
+            score.load_state_dict(state[name])
+
+
+class Grouped:
+    """One copy of a score for each value of a tag; memory grows with the number of values.
+
+    Args:
+        score: an empty score, copied for each group.
+        by: name of the tag, an int or an int tensor `(R, T)`. Answers without it are not counted.
+    """
+
+    def __init__(self, score: Score, *, by: str):
+        self.score, self.by = score, by
+        self.groups: dict[int, Score] = {}
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        if self.by not in answer.tags:
+            return
+        tag = torch.as_tensor(answer.tags[self.by]).expand(answer.target_mask.shape)
+        for value in tag[answer.target_mask].unique().tolist():
+            group = self.groups.setdefault(value, self.score.fresh())
+            group.update(answer._replace(target_mask=answer.target_mask & (tag == value)), said)
+
+    def value(self) -> dict[int, float]:
+        return {value: self.groups[value].value() for value in sorted(self.groups)}
+
+    def merge(self, other: Self) -> Self:
+        both = self.fresh()
+        for value in self.groups.keys() | other.groups.keys():
+            empty = self.score.fresh()
+            both.groups[value] = self.groups.get(value, empty).merge(other.groups.get(value, empty))
+        return both
+
+    def fresh(self) -> Self:
+        return type(self)(self.score, by=self.by)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": {value: self.groups[value].state_dict() for value in sorted(self.groups)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.groups = {}
+        for value, part in state["groups"].items():
+            self.groups[value] = self.score.fresh()
+            self.groups[value].load_state_dict(part)
+
+
+def _revealed(score: Score, answer: Answer, said: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets at the n revealed places, `(n, ...)` each."""
+    shown = answer.target_mask
+    if said.shape[:2] != shown.shape:
+        raise UsageError(
+            f"{type(score).__name__}: the output is {tuple(said.shape)} but the answer has {tuple(shown.shape)} "
+            "targets; give what was said to this question, for the rows of the answer"
+        )
+    targets = answer.targets[shown]
+    if not targets.is_floating_point() and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < said.shape[-1]:
+        raise UsageError(
+            f"{type(score).__name__}: targets go from {int(targets.min())} to {int(targets.max())} but the output has "
+            f"{said.shape[-1]} classes, 0 to {said.shape[-1] - 1}; make the model with more outputs"
+        )
+    return said[shown], targets
+
+
+def _grown(table: Tensor, classes: int) -> Tensor:
+    more = max(0, classes - len(table))
+    return torch.nn.functional.pad(table, (0, more, 0, more))
+
+
+def _copy_grown(score: TemporalKappa, streams: int) -> TemporalKappa:
+    twin = score.fresh()
+    twin.load_state_dict(score.state_dict())
+    twin._grow(streams)
+    return twin

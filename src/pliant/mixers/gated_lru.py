@@ -1,0 +1,238 @@
+"""Gated linear recurrent unit (RG-LRU) and the recurrent block around it.
+
+    i_t = σ(W_x x_t + b_x),  r_t = σ(W_a x_t + b_a)                 gates, block-diagonal
+    log a_t = -C · r_t · softplus(Λ),  C = 8                        decay
+    h_t = a_t ⊙ h_{t-1} + sqrt(1 - a_t²) ⊙ (i_t ⊙ x_t)              state
+
+The first step of an episode is not scaled by sqrt(1 - a²), so it enters at full size.
+
+Papers: De et al. 2024, Griffin, arXiv:2402.19427, section 2.4; Pătrăucean et al. 2024, TRecViT,
+arXiv:2412.14294, section 3. Reference code: recurrentgemma 1.0.1 (`RGLRU`, `RecurrentBlock`).
+Departures: none in the numbers. The TRecViT text writes the decay as σ(Λ)^(C r); the code, and so
+this file, has softplus(Λ), which is the same with the sign of Λ turned. Initialisation is that of
+the JAX code (gates with std 1/sqrt(width)), not of its PyTorch port. State is at least float32.
+Cost: O(T·D) time for the recurrence, O(D) state per stream, whatever the length.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pliant.core import Role, UsageError
+from pliant.core.roles import prefix
+from pliant.kernels import causal_conv, linear_scan
+from pliant.mixers.base import SequenceMixer, first_steps, over_steps, where_steps
+
+DECAY_POWER = 8.0  # C, trecvit.md 2.1
+MAX_SQRT_DERIVATIVE = 1000.0  # G, trecvit.md 2.1
+
+
+class RGLRUState(NamedTuple):
+    """h `(B, *E, D)` float, fresh `(B,)` bool: no step yet."""
+
+    h: Tensor
+    fresh: Tensor
+
+
+class GatedLRUState(NamedTuple):
+    """conv `(B, K-1, *E, W)`: the last inputs of the convolution, oldest first; lru: state of the unit."""
+
+    conv: Tensor
+    lru: RGLRUState
+
+
+class _BoundedSqrt(torch.autograd.Function):
+    """sqrt whose derivative is at most G: the exact one explodes as the decay goes to 1."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.sqrt(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return grad / torch.sqrt(torch.clamp(4 * x, min=MAX_SQRT_DERIVATIVE**-2))
+
+
+def bounded_sqrt(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """sqrt(x) with its derivative clipped at 1000 (trecvit.md 2.1)."""
+    return _BoundedSqrt.apply(x)
+
+
+class BlockDiagonal(nn.Module):
+    """y[..., h, :] = x[..., h, :] @ weight[h] + bias[h]; weight `(H, D/H, D/H)`, bias `(H, D/H)`."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, width // num_heads, width // num_heads))
+        self.bias = nn.Parameter(torch.zeros(num_heads, width // num_heads))
+        # JAX counts the head axis into the fan, so the std is 1/sqrt(width), not 1/sqrt(width/H).
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
+        heads = x.unflatten(-1, self.bias.shape)
+        return (torch.einsum("...hi,hij->...hj", heads, self.weight) + self.bias).flatten(-2)
+
+
+class RGLRU(SequenceMixer):
+    """The bare unit. `(B, T, *E, D) -> (B, T, *E, D)`.
+
+    Args:
+        width: D.
+        num_heads: blocks of the gate matrices; divides `width`.
+        min_radius, max_radius: exp(-softplus(Λ)) starts in this ring, uniform in its area. The
+            decay itself is about its fourth power, since the gates start near one half.
+    """
+
+    def __init__(self, width: int, num_heads: int = 1, min_radius: float = 0.9, max_radius: float = 0.999):
+        super().__init__()
+        check_heads("RGLRU", width, num_heads)
+        if not 0 <= min_radius < max_radius < 1:
+            raise UsageError(f"RGLRU: radii are {min_radius} and {max_radius}; need 0 <= min_radius < max_radius < 1")
+        self.width = width
+        self.input_gate = BlockDiagonal(width, num_heads)
+        self.decay_gate = BlockDiagonal(width, num_heads)
+        uniform = torch.rand(width, dtype=torch.float64)
+        log_radius = 0.5 * torch.log(uniform * (max_radius**2 - min_radius**2) + min_radius**2 + 1e-8)
+        # softplus(decay) = -log radius
+        self.decay = nn.Parameter(torch.log(torch.expm1(-log_radius)).to(torch.get_default_dtype()))
+
+    def init_state(
+        self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
+    ) -> RGLRUState:
+        device = self.decay.device if device is None else device
+        dtype = torch.promote_types(self.decay.dtype, torch.float32)
+        return RGLRUState(
+            h=torch.zeros(batch, *extra, self.width, dtype=dtype, device=device),
+            fresh=torch.ones(batch, dtype=torch.bool, device=device),
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T *E D"],
+        state: RGLRUState | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T *E D"], RGLRUState]:
+        x, state = self.start(x, state, reset, mask)
+        first, fresh = first_steps(state.fresh, x.shape[1], reset, mask)
+        a, u = self._decay_and_input(x, over_steps(first, x))
+        if mask is not None:
+            exists = over_steps(mask, x)
+            a, u = torch.where(exists, a, 1), torch.where(exists, u, 0)
+        # The recurrence is element-wise, so extra axes are just more channels.
+        h, last = linear_scan(a.flatten(2), u.flatten(2), state.h.flatten(1), reset)
+        h = h.reshape(x.shape).to(x.dtype)
+        h = h if mask is None else where_steps(mask, h)
+        return h, RGLRUState(h=last.reshape(state.h.shape), fresh=fresh)
+
+    def _decay_and_input(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        input_gate = torch.sigmoid(self.input_gate(x)).to(wide)
+        decay_gate = torch.sigmoid(self.decay_gate(x)).to(wide)
+        log_a = -DECAY_POWER * decay_gate * F.softplus(self.decay.to(wide))
+        # The square comes from the logarithm, since a * a rounds twice near 1.
+        scale = bounded_sqrt(1 - torch.exp(2 * log_a))
+        return torch.exp(log_a), x.to(wide) * input_gate * torch.where(first, 1, scale)
+
+    def roles(self) -> dict[str, Role]:
+        gates = {f"{gate}.{part}": role
+                 for gate in ("input_gate", "decay_gate")
+                 for part, role in (("weight", Role.GATE), ("bias", Role.BIAS))}  # fmt: skip
+        return {"decay": Role.DECAY, **gates}
+
+
+class GatedLRU(SequenceMixer):
+    """The recurrent block of Griffin and TRecViT, without norm and residual. `(B, T, *E, D) -> same`.
+
+        y = gelu(x W_y + b_y);  v = RGLRU(conv(x W_x + b_x));  out = (v ⊙ y) W_o + b_o
+
+    Args:
+        width: D.
+        lru_width: width of the recurrent branch; None means `width`.
+        num_heads: blocks of the gate matrices; divides `lru_width`.
+        conv_width: taps of the convolution over time.
+        min_radius, max_radius: see `RGLRU`.
+        depth: blocks in the whole model; the output starts smaller by 1/sqrt(depth).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        lru_width: int | None = None,
+        num_heads: int = 1,
+        conv_width: int = 4,
+        min_radius: float = 0.9,
+        max_radius: float = 0.999,
+        depth: int = 1,
+    ):
+        super().__init__()
+        lru_width = width if lru_width is None else lru_width
+        if conv_width < 1:
+            raise UsageError(f"GatedLRU: conv_width is {conv_width}, expected at least 1")
+        self.width = width
+        self.linear_x = nn.Linear(width, lru_width)
+        self.linear_y = nn.Linear(width, lru_width)
+        self.conv_weight = nn.Parameter(torch.empty(conv_width, lru_width))
+        self.conv_bias = nn.Parameter(torch.zeros(lru_width))
+        self.lru = RGLRU(lru_width, num_heads, min_radius, max_radius)
+        self.linear_out = nn.Linear(lru_width, width)
+        self._initialize(depth)
+
+    def _initialize(self, depth: int) -> None:
+        conv_width, lru_width = self.conv_weight.shape
+        nn.init.normal_(self.conv_weight, std=math.sqrt(0.01 / conv_width))
+        for linear, std in (
+            (self.linear_x, self.width**-0.5),
+            (self.linear_y, self.width**-0.5),
+            (self.linear_out, math.sqrt(2 / depth / lru_width)),
+        ):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def init_state(
+        self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
+    ) -> GatedLRUState:
+        lru = self.lru.init_state(batch, extra, device=device)
+        reach = self.conv_weight.shape[0] - 1
+        conv = lru.h.new_zeros(batch, reach, *extra, self.lru.width)
+        return GatedLRUState(conv=conv, lru=lru)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T *E D"],
+        state: GatedLRUState | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T *E D"], GatedLRUState]:
+        x, state = self.start(x, state, reset, mask)
+        gate = F.gelu(self.linear_y(x), approximate="tanh")
+        v, conv = causal_conv(
+            self.linear_x(x), self.conv_weight, self.conv_bias, state.conv, reset=reset, mask=mask
+        )
+        v, lru = self.lru(v, state.lru, reset=reset, mask=mask)
+        y = self.linear_out(v * gate)
+        y = y if mask is None else where_steps(mask, y)
+        return y, GatedLRUState(conv=conv, lru=lru)
+
+    def roles(self) -> dict[str, Role]:
+        own = {"conv_weight": Role.CONV, "conv_bias": Role.BIAS}
+        for name in ("linear_x", "linear_y", "linear_out"):
+            own |= {f"{name}.weight": Role.MATRIX, f"{name}.bias": Role.BIAS}
+        return own | prefix("lru", self.lru.roles())
+
+
+def check_heads(name: str, width: int, num_heads: int) -> None:
+    """Raise `UsageError` unless `num_heads` divides `width`."""
+    if width < 1 or num_heads < 1 or width % num_heads:
+        raise UsageError(f"{name}: width {width} cannot be split into {num_heads} heads; choose a divisor of the width")

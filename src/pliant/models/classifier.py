@@ -1,0 +1,157 @@
+"""A small recurrent model that reads features and answers with a distribution."""
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from jaxtyping import Bool, Shaped
+from torch import Tensor, nn
+
+from pliant import mixers
+from pliant.core import Role, UsageError, check_batch
+from pliant.core.roles import prefix
+from pliant.mixers.base import check_flags, forward_once, where_steps
+from pliant.models.blocks import Stack
+from pliant.models.heads import ClassHead, MeanPool, MixtureHead
+from pliant.models.normalizer import NormalizerState, OnlineNormalizer
+
+HEADS = {"classes": ClassHead, "mixture": MixtureHead}
+MAX_SIZE = 16
+
+
+class ClassifierState(NamedTuple):
+    """The memory of a `SequenceClassifier`; pool is empty for a per-step read-out."""
+
+    normalizer: NormalizerState
+    stack: tuple[Any, ...]
+    pool: tuple[Any, ...]
+
+
+class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
+    """Normalize, embed, mix over time, read out. `(B, T, *E, F) -> (B, T, *E, C)`, answering at every step.
+
+    Args:
+        num_features: F, raw features per step.
+        num_outputs: C classes, or the count of numbers to predict with `head="mixture"`.
+        width: D, width of the model.
+        depth: blocks.
+        mixer: name of a class in `pliant.mixers`.
+        mixer_options: further arguments of that class.
+        readout: `"step"` reads the features of the step; `"mean"` their mean since the last reset.
+        head: `"classes"`: logits `(…, C)`; `"mixture"`: K Gaussians per number, `(…, C, 3K)`.
+
+    Raises:
+        UsageError: an argument is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_outputs: int,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        mixer: str = "GatedLRU",
+        mixer_options: dict[str, Any] | None = None,
+        readout: str = "step",
+        head: str = "classes",
+    ):
+        super().__init__()
+        _check_sizes(num_features=num_features, num_outputs=num_outputs, width=width, depth=depth)
+        _check_choice("mixer", mixer, [name for name in mixers.__all__ if name != "SequenceMixer"])
+        _check_choice("readout", readout, ["step", "mean"])
+        _check_choice("head", head, list(HEADS))
+        self.num_features = num_features
+        make = getattr(mixers, mixer)
+        self.normalizer = OnlineNormalizer(num_features)
+        self.embed = nn.Linear(num_features, width)
+        self.stack = Stack([make(width, **(mixer_options or {})) for _ in range(depth)])
+        self.pool = MeanPool(width) if readout == "mean" else None
+        self.head = HEADS[head](width, num_outputs)
+        nn.init.normal_(self.embed.weight, std=num_features**-0.5)
+        nn.init.zeros_(self.embed.bias)
+
+    @classmethod
+    def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> Self:
+        """The one dial: depth = size, width = 32 size, one head of the gates per 32 features.
+
+        Raises:
+            UsageError: size is not in 1 … 16.
+        """
+        if not 1 <= size <= MAX_SIZE:
+            raise UsageError(f"size is {size}, expected 1 to {MAX_SIZE}; 2 is a good start")
+        gates = {"num_heads": size, "depth": size}
+        return cls(num_features, num_outputs, width=32 * size, depth=size, mixer_options=gates, **options)
+
+    def init_state(
+        self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
+    ) -> ClassifierState:
+        """Memory of `batch` fresh streams with extra axes `extra`."""
+        device = self.embed.weight.device if device is None else device
+        like = torch.empty(0, dtype=self.embed.weight.dtype, device=device)
+        return ClassifierState(
+            normalizer=self.normalizer.init_state(batch, extra, device=device),
+            stack=self.stack.init_state(batch, extra, device=device),
+            pool=() if self.pool is None else self.pool.init_state(like, batch, extra),
+        )
+
+    def forward(
+        self,
+        x: Shaped[Tensor, "B T *E F"],
+        state: ClassifierState | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Shaped[Tensor, "B T *S"], ClassifierState]:
+        """Answers at every step, zero where masked, and the memory after the last step."""
+        x, state = self._start(x, state, reset, mask)
+        raw, normalizer = self.normalizer(x.to(self.embed.weight.dtype), state.normalizer, mask=mask)
+        features, stack = self.stack(self.embed(raw), state.stack, reset=reset, mask=mask)
+        pool: tuple[Any, ...] = ()
+        if self.pool is not None:
+            features, pool = self.pool(features, state.pool, reset=reset, mask=mask)
+        output = self.head(features)
+        if mask is not None:
+            output = where_steps(mask, output)
+        return output, ClassifierState(normalizer, stack, pool)
+
+    def step(
+        self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, ClassifierState]:
+        """One time step: x `(B, *E, F)`, reset and mask `(B,)`."""
+        return forward_once(self, x, state, reset=reset, mask=mask)
+
+    def nats(self, output: Tensor, targets: Tensor) -> Tensor:
+        """Code length of `targets` in nats under `output`, `(B, T, *E)`."""
+        return self.head.nats(output, targets)
+
+    def roles(self) -> dict[str, Role]:
+        own = {"embed.weight": Role.EMBEDDING, "embed.bias": Role.BIAS}
+        return own | prefix("stack", self.stack.roles()) | prefix("head", self.head.roles())
+
+    def _start(
+        self, x: Tensor, state: Any, reset: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, ClassifierState]:
+        if x.ndim < 3 or x.shape[-1] != self.num_features:
+            raise UsageError(
+                f"SequenceClassifier: x is {tuple(x.shape)}, expected (B, T, ..., {self.num_features}); "
+                "use step for one time step"
+            )
+        check_flags("SequenceClassifier", x, reset=reset, mask=mask)
+        if mask is not None:
+            x = where_steps(mask, x)
+        if state is None:
+            return x, self.init_state(x.shape[0], tuple(x.shape[2:-1]), device=x.device)
+        check_batch(state, x.shape[0], "SequenceClassifier")
+        return x, state
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise UsageError(f"SequenceClassifier: {name} is {value}, expected at least 1")
+
+
+def _check_choice(name: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        raise UsageError(f"SequenceClassifier: {name} is {value!r}, expected one of {', '.join(known)}")

@@ -1,0 +1,57 @@
+"""Rates over updates."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pliant.optim.base import Probe, Upkeep
+
+
+class Schedule(Upkeep):
+    """Multiply each group's first learning rate by `factor(update)`, where update counts from 0.
+
+    The rate is a function of the update alone, so there is nothing to save but the first rates,
+    which live in the optimizer's groups as `initial_lr`.
+    """
+
+    def __init__(self, factor: Callable[[int], float]):
+        self.factor = factor
+
+    def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self._set(optimizer, 0)
+
+    def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
+        return {"lr": self._set(optimizer, probe.update)}
+
+    def _set(self, optimizer: torch.optim.Optimizer, update: int) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor(update)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def warmup(updates: int) -> Callable[[int], float]:
+    """Rise linearly over the first `updates` updates, then stay: a stream has no end to cool down for."""
+    return lambda update: min(1.0, (update + 1) / max(1, updates))
+
+
+def warmup_cosine(updates: int, total: int, floor: float = 0.0) -> Callable[[int], float]:
+    """Rise linearly over `updates`, fall along a half cosine to `floor` at `total`, and stay there."""
+
+    def factor(update: int) -> float:
+        if update < updates:
+            return (update + 1) / updates
+        done = min(1.0, (update - updates) / max(1, total - updates))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor

@@ -1,0 +1,273 @@
+"""Drive a life in a run folder: records, saving, resuming, progress, report."""
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from pliant.core import Record, UsageError
+from pliant.core.run import Run, environment
+from pliant.learn import Life, prequential
+from pliant.learn.life import saved_lives
+from pliant.recipes.panel import LEARNER, REFERENCE, Panel
+from pliant.report import write_report
+
+ROW = 500
+"""Answers per line of records.jsonl."""
+STOPPED = 130
+
+
+@dataclass
+class Progress:
+    """Where a run stands; a part of its life."""
+
+    records: int = 0
+    """Bytes of records.jsonl that belong to this life."""
+    row: int = 0
+    """Lines among them."""
+    nats: float = 0.0
+    learned: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def count(self, record: Record) -> None:
+        """Take note of one record of the running window."""
+        self.outcomes[record.outcome] += 1
+        if record.learned:
+            self.nats += record.nats * record.learned
+            self.learned += record.learned
+
+    def cut(self) -> dict[str, Any]:
+        """What the running window amounts to, which then begins anew."""
+        mean = self.nats / self.learned if self.learned else math.nan
+        row = {"nats": mean, "outcomes": dict(sorted(self.outcomes.items()))}
+        self.nats, self.learned, self.outcomes = 0.0, 0, Counter()
+        self.row += 1
+        return row
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self) | {"outcomes": dict(self.outcomes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"outcomes": Counter(state["outcomes"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driving:
+    """How a run is carried out; none of this changes its results."""
+
+    run: Path | None = None
+    """Folder of the run. Default: the next free runs/<name>-<number>, or with --resume the newest one there."""
+    resume: bool = False
+    """Continue the run where it was last saved; starts it if it has not begun. Options given again must agree."""
+    save_every: int = 5000
+    """Answers between two saves."""
+    threads: int = 1
+    """Processor threads of the model; a small model is fastest with one. A resumed run keeps its own."""
+    report: bool = True
+    """Write report.html at the end."""
+    json: bool = False
+    """Print the summary as JSON on standard output."""
+
+    def __post_init__(self) -> None:
+        if self.save_every < 1:
+            raise UsageError(f"--save-every is {self.save_every}, expected at least 1 answer")
+        if not 1 <= self.threads <= (os.cpu_count() or 1):
+            raise UsageError(f"--threads is {self.threads}, expected 1 to {os.cpu_count()}, the processors of this machine")
+
+
+Show = Callable[[int, dict[str, Any], dict[str, float]], None]
+"""Called for every row: answers so far, values by member, processor seconds by member."""
+
+
+def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> dict[str, Any] | None:
+    """Continue `life` in the folder of `run` until its stream ends; returns the summary, None if stopped before.
+
+    Args:
+        run: an existing run, new or to be continued.
+        life: built from the run's config; has the parts `learner`, `stream` and `panel`.
+        every: answers per task, for the records.
+        driving: how.
+        show: called for every row of records.
+    """
+    panel: Panel = life.panel
+    progress = Progress()
+    life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress)
+    _restore(run, life)
+    run.begin(keep=progress.records)
+    clock = _Clock(panel, session=_sessions(run))
+
+    def save() -> None:
+        progress.records = run.sync()
+        life.save(run.lives)
+
+    def cut() -> None:
+        row = {"answers": panel.answers, "update": life.learner.updates, "task": (panel.answers - 1) // every, **progress.cut()}
+        row["members"] = panel.cut()
+        run.record(row, clock.read(panel.answers))
+        show(panel.answers, row, panel.seconds())
+
+    save()
+    saved = panel.answers
+    with _stop_signal() as stop:
+        for record in prequential(life.stream, panel.learner.timed, panel.learner.window, panel.opponents):
+            progress.count(record)
+            if panel.answers // ROW > progress.row:
+                cut()
+            if panel.answers - saved >= driving.save_every:
+                saved = panel.answers
+                save()
+            if stop:
+                save()
+                run.end()
+                return None
+    if panel.learner.window["bits"].count or not progress.row:
+        cut()
+    save()
+    run.end()
+    return _finish(run, life, driving)
+
+
+def open_run(driving: Driving, name: str) -> Run:
+    """The run folder that the options mean."""
+    if driving.run is not None:
+        return Run(driving.run)
+    taken = sorted(path for path in Path("runs").glob(f"{name}-[0-9][0-9][0-9]") if path.is_dir())
+    if driving.resume and taken:
+        return Run(taken[-1])
+    number = int(taken[-1].name[-3:]) + 1 if taken else 1
+    return Run(Path("runs") / f"{name}-{number:03d}")
+
+
+def set_threads(run: Run, threads: int) -> None:
+    """Use the thread count that the run was begun with; results are equal to the bit only with the same."""
+    now, begun = environment(), run.read("environment.json") or {}
+    torch.set_num_threads(int(begun.get("threads", threads)))
+    changed = [
+        f"{name} {was} -> {now['packages'][name]}"
+        for name, was in begun.get("packages", {}).items()
+        if now["packages"].get(name) != was
+    ]
+    if changed:
+        warnings.warn(f"the run was begun with other versions ({', '.join(changed)}); numbers may differ", stacklevel=2)
+
+
+def _restore(run: Run, life: Life) -> None:
+    if saved_lives(run.lives):
+        life.load(run.lives)
+        return
+    # Begun, but never saved: whatever was recorded is recorded again.
+    (run.folder / "records.jsonl").unlink(missing_ok=True)
+
+
+def _sessions(run: Run) -> int:
+    return max((int(line.get("session", 0)) for line in run.lines("timing.jsonl")), default=-1) + 1
+
+
+class _Clock:
+    """What a row of timing holds: what was spent since the row before."""
+
+    def __init__(self, panel: Panel, session: int):
+        self.panel, self.session = panel, session
+        self.began = time.perf_counter()
+        self.spent = panel.seconds()
+
+    def read(self, answers: int) -> dict[str, Any]:
+        now = self.panel.seconds()
+        cpu = {name: round(seconds - self.spent[name], 6) for name, seconds in now.items()}
+        self.spent = now
+        seconds = round(time.perf_counter() - self.began, 6)
+        return {"answers": answers, "session": self.session, "seconds": seconds, "cpu": cpu, "rss": resident_bytes()}
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM now, in bytes (its peak where /proc is missing)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """A list that is filled when the process is asked to stop; a second time stops at once."""
+    stop: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(run: Run, life: Life, driving: Driving) -> dict[str, Any]:
+    timing = run.lines("timing.jsonl")
+    cpu: Counter[str] = Counter()
+    for line in timing:
+        cpu.update(line.get("cpu", {}))
+    model = life.learner.model
+    summary = {
+        "answers": life.panel.answers,
+        "updates": life.learner.updates,
+        "reference": REFERENCE,
+        "members": life.panel.summary(),
+        "cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu.items()},
+        "seconds": round(sum(_session_seconds(timing)), 3),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "peak_rss": max((line["rss"] for line in timing), default=0),
+    }
+    run.write("summary.json", summary)
+    _append_ledger(run, summary)
+    if driving.report:
+        write_report([run.folder])
+    return summary
+
+
+def _session_seconds(timing: list[dict[str, Any]]) -> list[float]:
+    last: dict[int, float] = {}
+    for line in timing:
+        last[line["session"]] = line["seconds"]
+    return list(last.values())
+
+
+def _append_ledger(run: Run, summary: dict[str, Any]) -> None:
+    """One line per finished run, in ledger.jsonl beside the run folder."""
+    head = run.read("config.json")
+    ours = summary["members"][LEARNER]
+    line = {
+        "recipe": head["command"],
+        "run": run.folder.name,
+        "config": head["config"],
+        "seed": head["config"].get("seed"),
+        "environment": run.read("environment.json"),
+        "scores": {name: ours[name] for name in ("bits", "bits_saved", "accuracy", "brier", "calibration")},
+        "opponents": {
+            name: {"bits": member["bits"], "bits_saved": member["bits_saved"], "accuracy": member["accuracy"]}
+            for name, member in summary["members"].items()
+            if name != LEARNER
+        },
+        "cpu_seconds": summary["cpu_seconds"],
+        "seconds": summary["seconds"],
+    }
+    with open(run.folder.parent / "ledger.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,113 @@
+"""Handwritten digits, read as sequences.
+
+The data are the 1,797 images of 8 x 8 pixels that scikit-learn carries (UCI, Alpaydin & Kaynak
+1998). The stream goes through them in passes, each in a new order.
+"""
+
+import torch
+from torch import Tensor
+
+from pliant.core import Answer, Question, UsageError, numpy_generator
+from pliant.streams.base import Passive, Spec, Stream
+
+CLASSES = 10
+SIDE = 8
+LAYOUTS = {"row": (SIDE, SIDE), "pixel": (SIDE * SIDE, 1)}
+
+
+def digits(
+    *,
+    by: str = "row",
+    batch: int = 16,
+    questions: int | None = None,
+    held_out: float = 0.2,
+    images: int | None = None,
+    seed: int = 0,
+) -> Stream:
+    """scikit-learn's digits: one question is `batch` images, the answer their classes.
+
+    Inputs are `(B, 8, 8)` float32 in 0 … 1 (`by="row"`: 8 steps of 8 pixels) or `(B, 64, 1)`
+    (`by="pixel"`). Each image is an episode, its target stands at its last step. Tags: `item`, the
+    index of the image, and `held_out`.
+
+    Args:
+        by: `"row"` or `"pixel"`.
+        batch: B, images per question.
+        questions: length of the stream; None is endless.
+        held_out: share of the images that are scored but never learned from (`learn_mask` false).
+        images: use this many of the images, chosen by the seed; None is all of them.
+        seed: decides order, choice and what is held out.
+
+    Raises:
+        UsageError: an argument is out of range.
+    """
+    if by not in LAYOUTS:
+        raise UsageError(f"digits: by is {by!r}, expected row or pixel")
+    if batch < 1:
+        raise UsageError(f"digits: batch is {batch}, expected at least 1")
+    if not 0 <= held_out < 1:
+        raise UsageError(f"digits: held_out is {held_out}, expected a share from 0 up to, not including, 1")
+    from sklearn.datasets import load_digits  # half a second, so only when it is asked for
+
+    data = load_digits()
+    chosen = numpy_generator(seed, "digits/images").permutation(len(data.target))[:images]
+    pixels = torch.from_numpy(data.data[chosen]).float() / 16
+    labels = torch.from_numpy(data.target[chosen]).long()
+    return Items(pixels.unflatten(1, LAYOUTS[by]), labels, CLASSES, batch, questions, held_out, seed)
+
+
+class Items(Passive):
+    """Passes over a fixed set of labelled sequences, each pass in a new order.
+
+    Args:
+        inputs: `(N, T, F)`; each item is an episode of T steps.
+        labels: `(N,)` int64.
+        num_classes: C.
+        batch, questions, held_out, seed: see `digits`.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        batch: int,
+        questions: int | None,
+        held_out: float,
+        seed: int,
+    ):
+        count, steps, features = inputs.shape
+        super().__init__(Spec(features, num_classes, batch, steps))
+        self.inputs, self.labels, self.questions, self.seed = inputs, labels, questions, seed
+        held = numpy_generator(seed, "digits/held_out").permutation(count)[: round(held_out * count)]
+        self.held_out = torch.zeros(count, dtype=torch.bool)
+        self.held_out[torch.from_numpy(held)] = True
+        self._orders: dict[int, Tensor] = {}
+
+    def pair(self, index: int) -> tuple[Question, Answer] | None:
+        if self.questions is not None and index >= self.questions:
+            return None
+        items = self._items(index)
+        batch, steps = self.spec.batch, self.spec.steps
+        rows, time = torch.arange(batch), index * steps
+        first, last = torch.zeros(2, batch, steps, dtype=torch.bool)
+        first[:, 0] = last[:, -1] = True
+        question = Question(self.inputs[items], first, torch.ones_like(first), time, rows)
+        over_steps = [values[items, None].expand(-1, steps) for values in (self.labels, self.held_out)]
+        item = items[:, None].expand(-1, steps)
+        tags = {"item": item, "held_out": over_steps[1].long()}
+        return question, Answer(over_steps[0], last, last & ~over_steps[1], time, rows, tags=tags)
+
+    def _items(self, index: int) -> Tensor:
+        count = len(self.labels)
+        places = torch.arange(index * self.spec.batch, (index + 1) * self.spec.batch)
+        return torch.cat([
+            self._order(turn)[places[places // count == turn] % count]
+            for turn in range(int(places[0]) // count, int(places[-1]) // count + 1)
+        ])  # fmt: skip
+
+    def _order(self, turn: int) -> Tensor:
+        if turn not in self._orders:
+            shuffled = numpy_generator(self.seed, f"digits/pass/{turn}").permutation(len(self.labels))
+            self._orders = {turn - 1: self._orders.get(turn - 1, torch.empty(0)), turn: torch.from_numpy(shuffled)}
+        return self._orders[turn]
