@@ -1,6 +1,6 @@
 """Append a measured figure to docs/ledger.jsonl and draw docs/ledger.md from all of them.
 
-    python benchmarks/_ledger.py          # draw the page again
+python benchmarks/_ledger.py          # draw the page again
 """
 
 import json

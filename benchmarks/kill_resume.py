@@ -1,6 +1,6 @@
 """Kill a run at random moments, resume it each time, and compare it with one that was left alone.
 
-    python benchmarks/kill_resume.py --kills 20
+python benchmarks/kill_resume.py --kills 20
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
 
         figures.pop("waits")
         append(
-            "A life is exact: killed at random moments and resumed, records and the whole final life are equal to the bit",
+            "A life is exact: killed at random moments and resumed, records and final life equal to the bit",
             f"python benchmarks/kill_resume.py --kills {options.kills} --seed {options.seed}",
             figures,
             holds=bool(figures["equal"]),

@@ -1,6 +1,7 @@
 """A Gymnasium task in the same loop: the stream acts on the output, the return is a late answer.
 
-The policy gradient is a loss over (output, answer); nothing else of the learner changes.
+The policy gradient is a loss over (output, answer); nothing else of the learner changes. Only
+episodes that were longer than usual are learned from, so that no update pushes probabilities to zero.
 """
 
 import gymnasium
@@ -46,7 +47,7 @@ class CartPole(Stream):
         self.returns.append(float(length))
         typical = sum(self.returns[-20:]) / len(self.returns[-20:])
         taken, self.taken = self.taken, []
-        targets = [torch.tensor([[[action, (length - i - typical / 2) / typical]]]) for i, (_, action) in enumerate(taken)]
+        targets = [torch.tensor([[[action, max(0.0, length / typical - 1)]]]) for _, action in taken]
         rows = torch.zeros(1, dtype=torch.int64)
         return tuple(Answer(to, yes, yes, time, rows) for to, (time, _) in zip(targets, taken, strict=True))
 
@@ -61,10 +62,10 @@ def policy_gradient(output: Tensor, answer: Answer) -> Tensor:
     return (F.cross_entropy(output.flatten(0, 1), action.flatten(), reduction="none") * advantage.flatten()).mean()
 
 
-def main(episodes: int = 30) -> list[float]:
+def main(episodes: int = 40) -> list[float]:
     torch.manual_seed(0)
     stream, model = CartPole(episodes), SequenceClassifier(4, 2, width=16, depth=1)
-    learner = Learner(model, adamw(model, 3e-3), bptt(1), loss=policy_gradient, remember=501)
+    learner = Learner(model, adamw(model, 1e-3), bptt(1), loss=policy_gradient, remember=501)
     output = None
     while batch := stream.send(output):
         for answer in batch.answers:
@@ -75,4 +76,6 @@ def main(episodes: int = 30) -> list[float]:
 
 if __name__ == "__main__":
     returns = main()
-    print(f"mean return of the first ten episodes {sum(returns[:10]) / 10:.1f}, of the last ten {sum(returns[-10:]) / 10:.1f}")
+    print(
+        f"mean return of the first ten episodes {sum(returns[:10]) / 10:.1f}, of the last ten {sum(returns[-10:]) / 10:.1f}"
+    )

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pliant import __version__
-from pliant.core.errors import UsageError
 
 T = TypeVar("T")
 
@@ -43,15 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         return _dispatch(arguments)
-    except UsageError as error:
-        print(f"pliant: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone, as in `pliant ... | head`.
         sys.stderr.close()
         return 0
+    except ValueError as error:
+        if not isinstance(error, _Misuse):
+            from pliant.core.errors import UsageError
+
+            if not isinstance(error, UsageError):
+                raise
+        print(f"pliant: {error}", file=sys.stderr)
+        return 2
+
+
+class _Misuse(ValueError):
+    """A command line that cannot be understood; a `UsageError` that needs no torch."""
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -77,7 +85,7 @@ def _learn(arguments: list[str]) -> int:
 def _choose(prog: str, name: str, known: dict[str, T]) -> T:
     if name in known:
         return known[name]
-    raise UsageError(f"{prog} has no command {name!r}{_nearest(name, list(known))}; it has {', '.join(known)}")
+    raise _Misuse(f"{prog} has no command {name!r}{_nearest(name, list(known))}; it has {', '.join(known)}")
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -91,7 +99,6 @@ def _nearest(name: str, known: list[str]) -> str:
 def _learn_digits(arguments: list[str]) -> int:
     import tyro
 
-    from pliant.core.run import Run
     from pliant.recipes import digits, drive
 
     @dataclasses.dataclass(frozen=True)
@@ -127,14 +134,14 @@ def _saved_config(kind: type[T], run: Any) -> T:
     values = run.config(digits.COMMAND)
     fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if wrong := values.keys() ^ fields:
-        raise UsageError(f"{run.folder} has a config of another version; options that differ: {', '.join(sorted(wrong))}")
+        raise _Misuse(f"{run.folder} has a config of another version; options that differ: {', '.join(sorted(wrong))}")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _refuse_changes(run: Any, saved: Any, config: Any) -> None:
     before, now = dataclasses.asdict(saved), dataclasses.asdict(config)
     if changed := [f"{name} was {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]]:
-        raise UsageError(
+        raise _Misuse(
             f"{run.folder} was begun with another config ({'; '.join(changed)}); resume it without these options "
             "or choose another --run"
         )
@@ -166,7 +173,9 @@ def _tell(summary: dict[str, Any], run: Any, driving: Any) -> None:
     )
     for name, cost in summary["cpu_seconds"].items():
         member = summary["members"][name]
-        print(f"  {name:10} {member['bits']:6.3f} bits per answer  accuracy {member['accuracy']:.3f}  {cost:8.1f} CPU s")
+        print(
+            f"  {name:10} {member['bits']:6.3f} bits per answer  accuracy {member['accuracy']:.3f}  {cost:8.1f} CPU s"
+        )
     print(f"report: {run.folder / 'report.html'}" if driving.report else f"run: {run.folder}")
 
 
@@ -234,7 +243,7 @@ def _report(arguments: list[str]) -> int:
 
     kind = Annotated[ReportOptions, tyro.conf.arg(name="")]
     if not any(not argument.startswith("-") for argument in arguments) and not {"-h", "--help"} & set(arguments):
-        raise UsageError("pliant report needs at least one run folder, such as: pliant report runs/digits-001")
+        raise _Misuse("pliant report needs at least one run folder, such as: pliant report runs/digits-001")
     from pliant.report import write_report
 
     options = _parse(kind, arguments, "pliant report", None, positional=("runs",))
@@ -256,7 +265,7 @@ def _parse(kind: Any, arguments: list[str], prog: str, default: Any, positional:
     for argument in arguments:
         name = argument.split("=")[0]
         if name.startswith("--") and name.replace("_", "-") not in known:
-            raise UsageError(f"{prog} has no option {name}{_nearest(name, sorted(known))} See {prog} --help")
+            raise _Misuse(f"{prog} has no option {name}{_nearest(name, sorted(known))} See {prog} --help")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -266,7 +275,7 @@ def _parse(kind: Any, arguments: list[str], prog: str, default: Any, positional:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(f"{prog}: {_sentence(said.getvalue())}; see {prog} --help") from None
+        raise _Misuse(f"{prog}: {_sentence(said.getvalue())}; see {prog} --help") from None
 
 
 def _option_names(of: Any) -> set[str]:

@@ -13,10 +13,11 @@ import io
 import math
 import warnings
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pliant.core import Disk, UsageError
+from pliant.core.record import OUTCOMES
 from pliant.core.run import Run
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ STYLE = {
 }  # fmt: skip
 SMOOTH_FROM, POINTS = 60, 40
 """Lines with more windows than the first are smoothed, over about 1/POINTS of their length."""
-MAX_LABEL = 30
+MAX_LABEL = 24
+RARE = 0.002
+HARMLESS = ("asked", "updated", "nothing to learn")
 HIGHER = "Higher is better. The number behind a name is its mean over the whole run."
 
 
@@ -71,13 +75,14 @@ class _Total:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A run folder as read. `names` are its members, ours first; `label` tells the run from the others of the page."""
+    """A run folder as read. `names` are its members, ours first; `label` and `color` tell it from other runs."""
 
     name: str
     label: str
     command: str
     config: dict[str, Any]
     environment: dict[str, Any]
+    color: str
     records: list[dict[str, Any]]
     timing: list[dict[str, Any]]
     summary: dict[str, Any] | None
@@ -171,7 +176,7 @@ def _page(runs: list[_Loaded]) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else _text(value),
     )
-    sections = [_section(run, f"run{index}", _run_color(index)) for index, run in enumerate(runs)]
+    sections = [_section(run, f"run{index}") for index, run in enumerate(runs)]
     comparison = _comparison(runs) if len(runs) > 1 else None
     title = f"pliant: {runs[0].name}" if len(runs) == 1 else f"pliant: {len(runs)} runs"
     return environment.from_string(source).render(title=title, sections=sections, comparison=comparison)
@@ -197,6 +202,7 @@ def _load(folder: Path) -> _Loaded:
         command=_text(run.command()),
         config=_flat(config),
         environment=_flat(_dict(run.read("environment.json"))),
+        color=BLUE,
         records=records,
         timing=timing,
         summary=summary,
@@ -209,7 +215,7 @@ def _load(folder: Path) -> _Loaded:
 
 
 def _labelled(runs: list[_Loaded]) -> list[_Loaded]:
-    """Label each run by what differs between the configs, or by its name if that is no use."""
+    """Label each run by what differs between the configs, or by its name if that is no use; and color them."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     differ = [key for key in keys if len({run.config.get(key) for run in runs}) > 1]
     labels = [", ".join(f"{key}={run.config[key]}" for key in differ if key in run.config) for run in runs]
@@ -217,7 +223,8 @@ def _labelled(runs: list[_Loaded]) -> list[_Loaded]:
         labels = [run.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [f"{number} {label}" for number, label in enumerate(labels, 1)]
-    return [_Loaded(**vars(run) | {"label": label}) for run, label in zip(runs, labels, strict=True)]
+    colors = islice(cycle(PALETTE), len(runs))
+    return [replace(run, label=label, color=color) for run, label, color in zip(runs, labels, colors, strict=True)]
 
 
 def _total(run: _Loaded, name: str) -> _Total:
@@ -301,18 +308,18 @@ def _speed(run: _Loaded) -> _Speed:
             windows.append((float(end), float(size.get(end, 0)), seconds - last.get(session, 0.0), cpu))
         last[session] = seconds
     kept = np.array([window for window in windows if window[1] > 0], dtype=np.float64).reshape(-1, 4)
-    return _Speed(kept[:, 0], kept[:, 1], kept[:, 2], kept[:, 3], sum(last.values()), len(last))
+    return _Speed(kept[:, 0], kept[:, 1], kept[:, 2], kept[:, 3], sum(last.values(), 0.0), len(last))
 
 
 # a section of the page
 
 
-def _section(run: _Loaded, prefix: str, color: str) -> dict[str, Any]:
+def _section(run: _Loaded, prefix: str) -> dict[str, Any]:
     recorded = bool(run.records) and bool(run.names)
     return {
         "id": prefix,
         "name": run.name if run.label == run.name else f"{run.name} ({run.label})",
-        "color": color,
+        "color": run.color,
         "command": f"pliant {run.command}",
         "verdict": _verdict(run),
         "notes": _notes(run),
@@ -330,10 +337,10 @@ def _verdict(run: _Loaded) -> str:
     ours = run.totals[name]
     if not math.isfinite(ours.saved):
         return f"{name} has no finite score against {run.reference} over {run.answers:,} answers."
-    verb = "saved" if ours.saved >= 0 else "lost"
+    verb, so_far = "saved" if ours.saved >= 0 else "lost", "" if run.summary is not None else " so far"
     sentence = (
-        f"{name} {verb} {_show(abs(ours.saved), 0)} bits against {run.reference} over {_show(ours.answers, 0)} answers "
-        f"({_show(abs(ours.saved_per_answer))} per answer), accuracy {_show(ours.accuracy)}"
+        f"{name} {verb} {_show(abs(ours.saved), 0)} bits against {run.reference} over {_show(ours.answers, 0)} answers"
+        f"{so_far} ({_show(abs(ours.saved_per_answer))} per answer), accuracy {_show(ours.accuracy)}"
     )
     rivals = [_rival(run, rival) for rival in _rivals(run)]
     return "; ".join([sentence, *rivals]) + "."
@@ -367,12 +374,13 @@ def _notes(run: _Loaded) -> list[str]:
         holes = int(np.isnan(_column(run, name, "bits")).sum())
         if holes:
             notes.append(f"{name} has no finite score in {holes:,} of {len(run.records):,} windows.")
-    outcomes: dict[str, float] = {}
+    counts: Counter[str] = Counter()
     for row in run.records:
-        for outcome, count in _dict(row.get("outcomes")).items():
-            outcomes[outcome] = outcomes.get(outcome, 0) + (_number(count) if _is_count(count) else 0)
-    odd = ", ".join(f"{outcome} {_show(count, 0)}" for outcome, count in outcomes.items() if outcome != "updated")
-    return [*notes, f"Outcomes other than an update: {odd}."] if odd else notes
+        counts.update({name: count for name, count in _dict(row.get("outcomes")).items() if _is_count(count)})
+    for outcome, count in counts.items():
+        if count and outcome not in HARMLESS:
+            notes.append(f"{outcome}, {count:,} times: {OUTCOMES.get(outcome, 'unknown to this version')}.")
+    return notes
 
 
 def _tiles(run: _Loaded) -> list[tuple[str, str]]:
@@ -434,8 +442,8 @@ def _visit_table(run: _Loaded) -> _Table:
 def _speed_table(run: _Loaded) -> _Table:
     speed, name = _speed(run), run.names[0]
     rows = []
+    window = f"a window of {np.median(speed.answers):,.0f} answers" if len(speed.answers) else ""
     if speed.wall.sum() > 0:
-        window = f"a window of {np.median(speed.answers):,.0f} answers"
         p50, p99 = (_show(float(np.quantile(speed.wall, q)), 3) for q in (0.5, 0.99))
         rows += [
             ["Answers per second, all members together", _show(float(speed.answers.sum() / speed.wall.sum()), 0)],
@@ -527,10 +535,10 @@ def _shared_figures(runs: list[_Loaded]) -> list[_Figure]:
             y = _smooth(_curve(run, name, kind), own, x)
             dashes = "-" if index < len(PALETTE) else (0, (5, 1.5))
             label = f"{_short(run.label)} {_worth(run.totals[name], kind)}"
-            lines.append(_Line(label, x, y, _run_color(index), True, dashes))
+            lines.append(_Line(label, x, y, run.color, True, dashes))
         caption = f"{OURS} in each run. {HIGHER}" if kind == "bits" else "As above."
         figures.append(_over_time("shared", kind, what, caption, lines, shared, runs[0].reference))
-    points = [_Point(run.label, run.totals[run.names[0]], _run_color(i), True) for i, run in enumerate(runs)]
+    points = [_Point(run.label, run.totals[run.names[0]], run.color, True) for run in runs]
     compute = _compute_figure(points, "shared")
     return [*figures, compute] if compute else figures
 
@@ -559,8 +567,10 @@ def _over_time(
         axes.xaxis.set_major_formatter(_thousands)
         axes.set_ylabel("bits saved per answer" if kind == "bits" else "accuracy")
 
+    # Inches for bold letters; the same for both kinds, so that the figures stand in line.
+    room = 1.0 + 0.088 * max((len(line.label.rpartition(" ")[0]) for line in lines), default=0)
     aria = f"{what}, means over the run: " + ", ".join(line.label for line in lines)
-    return _Figure(what, caption, _svg(f"{prefix}-{kind}", aria, WIDE, (0.6, 2.35), paint))
+    return _Figure(what, caption, _svg(f"{prefix}-{kind}", aria, WIDE, (0.6, room), paint))
 
 
 def _compute_figure(points: list[_Point], prefix: str) -> _Figure | None:
@@ -598,10 +608,11 @@ def _compute_figure(points: list[_Point], prefix: str) -> _Figure | None:
 def _reliability_figure(run: _Loaded, prefix: str) -> _Figure | None:
     lines = []
     for name in run.names:
-        bins = [_dict(row) for row in run.member(name).get("reliability") or []]
+        bins = [_dict(row) for row in _list(run.member(name).get("reliability"))]
         values = np.array([[_number(row.get(key)) for key in ("confidence", "accuracy", "count")] for row in bins])
         values = values.reshape(-1, 3)
         values = values[np.isfinite(values).all(1) & (values[:, 2] > 0)]
+        values = values[values[:, 2] >= RARE * values[:, 2].sum()]
         strong = name == run.names[0]
         if len(values) >= (1 if strong else 3):
             lines.append(_Line(_short(name), values[:, 0], values[:, 1], _color(name), strong, DASHES.get(name, "-")))
@@ -613,12 +624,13 @@ def _reliability_figure(run: _Loaded, prefix: str) -> _Figure | None:
         axes.set_ylim(0, 1)
         axes.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=1)
         for line in lines:
-            _paint_line(axes, line, marker="o")
+            _paint_line(axes, line, dots=True)
         _label_ends(axes, lines)
         axes.set_xlabel("how sure (mean probability of the answer)")
         axes.set_ylabel("how often right")
 
     caption = "On the diagonal a member is as sure as it is right; below it, it is too sure."
+    caption += f" Levels with fewer than 1 in {1 / RARE:.0f} of its answers are left out."
     if len(lines) < len(run.names):
         caption += " Members that are always about equally sure are left out."
     aria = "Share of right answers by stated probability for " + ", ".join(line.label for line in lines)
@@ -714,10 +726,12 @@ def _inline(svg: bytes, prefix: str, label: str) -> str:
 # painting
 
 
-def _paint_line(axes: "Axes", line: _Line, marker: str = "") -> None:
-    alone = int(np.isfinite(line.y).sum()) == 1  # a line of one point would not be seen
+def _paint_line(axes: "Axes", line: _Line, dots: bool = False) -> None:
+    """A line; a dot on every point if asked for, else only on those that have no neighbour."""
+    known = np.pad(np.isfinite(line.y), 1)
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()  # no line goes there
     axes.plot(line.x, line.y, color=line.color, linewidth=2.4 if line.strong else 1.2, linestyle=line.dashes,
-              marker=marker or ("o" if alone else ""), markersize=5 if line.strong else 3.5,
+              marker="o", markevery=None if dots else alone, markersize=5 if line.strong else 3.5,
               zorder=3 if line.strong else 2)  # fmt: skip
 
 
@@ -736,23 +750,34 @@ def _paint_tasks(axes: "Axes", tasks: list[tuple[float, float, str]]) -> None:
 
 
 def _label_ends(axes: "Axes", lines: list[_Line]) -> None:
-    """Each name at the end of its line; pushed apart where they would cover each other."""
+    """Each name right of the end of its line, pushed apart where they would cover each other."""
     figure = axes.get_figure()
     assert figure is not None
     height = axes.get_position().height * figure.get_figheight() * 72  # type: ignore[union-attr]
-    low, high = axes.get_ylim()
+    (low, high), (_, right) = axes.get_ylim(), axes.get_xlim()
     ends = []
     for line in lines:
         known = np.flatnonzero(np.isfinite(line.y))
-        if len(known):
-            ends.append((float(line.x[known[-1]]), float(np.clip(line.y[known[-1]], low, high)), line))
+        if not len(known):
+            continue
+        x, y = float(line.x[known[-1]]), float(np.clip(line.y[known[-1]], low, high))
+        if x >= 0.8 * right:
+            ends.append((x, y, line))
+        else:
+            # A leader from far away would look like data.
+            axes.annotate(line.label, (x, y), (8, 0), textcoords="offset points", va="center", zorder=5,
+                          bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1},
+                          **_lettering(line))  # fmt: skip
     ends.sort(key=lambda end: end[1])
     places = _apart([(y - low) / (high - low) * height for _, y, _ in ends], gap=FONT * 1.3, top=height)
     for (x, y, line), place in zip(ends, places, strict=True):
+        leader = {"arrowstyle": "-", "color": line.color, "linewidth": 0.7, "linestyle": ":", "relpos": (0, 0.5)}
         axes.annotate(line.label, (x, y), (1.03, place / height), textcoords="axes fraction", va="center",
-                      color=_dark(line.color), fontweight="bold" if line.strong else "normal", annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": line.color, "linewidth": 0.7, "shrinkA": 1,
-                                  "shrinkB": 0, "relpos": (0, 0.5)})  # fmt: skip
+                      arrowprops=leader | {"shrinkA": 1, "shrinkB": 0}, **_lettering(line))  # fmt: skip
+
+
+def _lettering(of: _Line | _Point) -> dict[str, Any]:
+    return {"color": _dark(of.color), "fontweight": "bold" if of.strong else "normal", "annotation_clip": False}
 
 
 def _apart(places: list[float], gap: float, top: float) -> list[float]:
@@ -780,14 +805,13 @@ def _label_points(axes: "Axes", points: list[_Point]) -> None:
         for rank, (dx, dy, align) in enumerate(_PLACES):
             left = x + dx * scale - {"left": 0.0, "center": width / 2, "right": width}[align]
             box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
-            outside = max(0, window.x0 - box[0]) + max(0, box[2] - window.x1 - 20 * scale)
+            outside = max(0, window.x0 - box[0]) + max(0, box[2] - window.x1 - 20 * scale) + max(0, window.y0 - box[1])
             covered = sum(_overlap(box, other) for other in taken)
             choices.append((covered + 50 * outside, rank, dx, dy, align, box))
         _, _, dx, dy, align, box = min(choices)
         taken.append(box)
         axes.annotate(point.text, (point.total.cpu, np.clip(point.y, low, high)), (dx, dy), va="center", ha=align,
-                      textcoords="offset points", color=_dark(point.color), annotation_clip=False,
-                      fontweight="bold" if point.strong else "normal")  # fmt: skip
+                      textcoords="offset points", **_lettering(point))  # fmt: skip
 
 
 _PLACES = ((10, 0, "left"), (-10, 0, "right"), (0, 13, "center"), (0, -13, "center"),
@@ -826,10 +850,6 @@ def _smooth(y: Floats, tasks: list[tuple[float, float, str]], x: Floats) -> Floa
     return smooth
 
 
-def _run_color(index: int) -> str:
-    return PALETTE[index % len(PALETTE)]
-
-
 def _color(name: str) -> str:
     return COLORS.get(name, "#56B4E9")
 
@@ -839,11 +859,11 @@ def _dark(color: str) -> str:
     return "#" + "".join(f"{int(int(color[i : i + 2], 16) * 0.62):02x}" for i in (1, 3, 5)) if color != BLUE else BLUE
 
 
-def _thousands(value: float, position: float = 0) -> str:
+def _thousands(value: float, position: float | int = 0) -> str:
     return f"{value:,.0f}"
 
 
-def _plain(value: float, position: float = 0) -> str:
+def _plain(value: float, position: float | int = 0) -> str:
     return f"{value:,.0f}" if value >= 1 else f"{value:g}"
 
 
@@ -861,6 +881,10 @@ def _is_count(value: Any) -> bool:
 
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _mean(values: Floats, counts: Floats) -> float:
@@ -890,12 +914,15 @@ def _short(label: str) -> str:
     return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _show(value: float, digits: int = 2) -> str:
-    return f"{value:,.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+def _show(value: float, digits: int = 2, sign: str = "") -> str:
+    if not math.isfinite(value):
+        return NONE
+    form = f"{sign},.{digits}f" if abs(value) < 1e12 else f"{sign}.3g"
+    return f"{value:{form}}".replace("-", MINUS)
 
 
 def _signed(value: float, digits: int = 2) -> str:
-    return f"{value:+,.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+    return _show(value, digits, "+")
 
 
 def _zero(text: str) -> str:

@@ -72,7 +72,9 @@ def test_without_a_run_folder_the_next_number_is_taken(
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
-    code = "import sys; from pliant.cli import main; main(['--help']); main(['learn']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from pliant.cli import main; main(['--help']); main(['learn']); assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

@@ -173,7 +173,7 @@ def test_what_comes_from_a_run_is_text(tmp_path: Path) -> None:
 def test_unfinished_run_says_so_and_uses_its_records(tmp_path: Path) -> None:
     page = check(write_report([make_run(tmp_path / "run", windows=4, finished=False)]).read_text())
     assert "not complete: 2,000 of 4,000 answers so far" in page.text
-    assert "pliant saved 3,700 bits against no-change over 2,000 answers (1.85 per answer), accuracy 0.50" in page.text
+    assert "pliant saved 3,700 bits against no-change over 2,000 answers so far (1.85 per answer)" in page.text
     assert "Brier " not in page.text.split("Bits, Brier")[0]
 
 
@@ -182,7 +182,7 @@ def test_cost_of_all_sessions_counts_and_torn_lines_do_not(tmp_path: Path) -> No
     again = [{"answers": n, "session": 1, "seconds": s, "cpu": {"pliant": 0.5}, "rss": 1 << 29}
              for n, s in ((1500, 1.0), (2000, 4.0))]  # fmt: skip
     with open(folder / "timing.jsonl", "a") as file:
-        file.write('{"answers": 2500, "sess\n[1]\n\xff\n' + "".join(json.dumps(row) + "\n" for row in again))
+        file.write('{"answers": 2500, "sess\n\xff\n' + "".join(json.dumps(row) + "\n" for row in again))
     with open(folder / "records.jsonl", "a") as file:
         file.write('{"answers": 2500, "members": {"pli')
     page = check(write_report([folder]).read_text())
@@ -201,6 +201,14 @@ def test_windows_without_a_finite_score_leave_a_gap(tmp_path: Path) -> None:
     page = check(write_report([folder]).read_text())
     assert "pliant has no finite score in 3 of 8 windows." in page.text
     assert "nan" not in page.text.lower() and " inf" not in page.text.replace(" information", "")
+
+
+def test_outcomes_that_matter_are_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    rows = [_record(index) | {"outcomes": {"updated": 30, "asked": 1, "non-finite loss": 2}} for index in range(3)]
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = check(write_report([folder]).read_text()).text
+    assert "non-finite loss, 6 times: the loss was not a finite number" in text and "asked" not in text
 
 
 def test_a_run_whose_scores_are_all_missing_is_shown(tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """A run as a folder.
 
-    config.json        what was asked for, with the schema and the command
-    records.jsonl      results over time; only what is reproducible, to the byte
-    timing.jsonl       seconds and memory over time; differs between two equal runs
-    environment.json   versions, device, threads, commit
-    lives/update-<n>/  where the run can be continued
-    summary.json       totals, once the run is complete
-    report.html        the page for people
+config.json        what was asked for, with the schema and the command
+records.jsonl      results over time; only what is reproducible, to the byte
+timing.jsonl       seconds and memory over time; differs between two equal runs
+environment.json   versions, device, threads, commit
+lives/update-<n>/  where the run can be continued
+summary.json       totals, once the run is complete
+report.html        the page for people
 """
 
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +59,8 @@ class Run:
     def config(self, command: str | None = None) -> dict[str, Any]:
         """The config of the run; with `command`, only if the run belongs to it."""
         head = self.read("config.json")
-        if not isinstance(head, dict) or not {"schema", "command", "config"} <= head.keys():
+        kinds = {"schema": int, "command": str, "config": dict}
+        if not isinstance(head, dict) or not all(isinstance(head.get(name), kind) for name, kind in kinds.items()):
             raise UsageError(f"{self.folder} holds no readable run; give a folder that pliant learn made")
         if head["schema"] > SCHEMA:
             raise UsageError(
@@ -65,8 +68,7 @@ class Run:
             )
         if command is not None and head["command"] != command:
             raise UsageError(
-                f"{self.folder} is a run of 'pliant {head['command']}', not of 'pliant {command}'; "
-                "choose another --run"
+                f"{self.folder} is a run of 'pliant {head['command']}', not of 'pliant {command}'; choose another --run"
             )
         return dict(head["config"])
 
@@ -93,18 +95,22 @@ class Run:
         found = []
         for line in raw.split(b"\n"):
             try:
-                found.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(row, dict):
+                found.append(row)
         return found
 
-    def begin(self, keep: int) -> None:
-        """Open the records for appending, after cutting them to the first `keep` bytes."""
+    @contextmanager
+    def begin(self, keep: int) -> Iterator[None]:
+        """Within it the records are open for appending, cut to their first `keep` bytes."""
         path = self.folder / "records.jsonl"
-        self._records = open(path, "ab")  # noqa: SIM115  (closed by end)
-        if self._records.seek(0, os.SEEK_END) < keep:
-            raise UsageError(f"{path} is shorter than when the run was saved; it was altered, start anew")
-        self._records.truncate(keep)
+        with open(path, "ab") as self._records:
+            if self._records.seek(0, os.SEEK_END) < keep:
+                raise UsageError(f"{path} is shorter than when the run was saved; it was altered, start anew")
+            self._records.truncate(keep)
+            yield
 
     def record(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append one line of results and one of timing."""
@@ -120,10 +126,6 @@ class Run:
         assert self._records is not None
         os.fsync(self._records.fileno())
         return self._records.tell()
-
-    def end(self) -> None:
-        if self._records is not None:
-            self._records.close()
 
 
 def _cut_off(path: Path) -> bool:

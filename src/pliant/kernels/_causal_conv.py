@@ -42,7 +42,9 @@ def causal_conv(
         history = x.new_zeros(batch, reach, *x.shape[2:], dtype=keep)
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     if mask is None and reset is None:
-        y = sum(padded[:, k : k + steps] * weight[k] for k in range(reach + 1))
+        y = padded[:, :steps] * weight[0]
+        for k in range(1, reach + 1):
+            y = y + padded[:, k : k + steps] * weight[k]
         return (y if bias is None else y + bias), padded[:, steps:].to(keep)
 
     # Episode of each step; what was carried belongs to episode 0.

@@ -4,9 +4,11 @@ The parallel back ends of Numba dislike forks and concurrent calls, so kernels a
 `nogil`, and threads come from here.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -20,6 +22,7 @@ _pool: ThreadPoolExecutor | None = None
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` on first call; without a writable place for the cache, do without it."""
+    function = inspect.unwrap(function)  # the type checks of the tests wrap every function, numba wants it bare
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # numba: no locator available
@@ -38,12 +41,12 @@ def over_slices(function: Callable[..., None], batch: int, width: int, steps: in
         return
     if batch >= threads:
         edges = [batch * i // threads for i in range(threads + 1)]
-        jobs = [(b0, b1, 0, width) for b0, b1 in zip(edges, edges[1:], strict=False)]
+        jobs = [(b0, b1, 0, width) for b0, b1 in pairwise(edges)]
     else:
         # Blocks of 16 keep a cache line in one thread.
         blocks = -(-width // 16)
         edges = [min(width, 16 * (blocks * i // threads)) for i in range(threads)] + [width]
-        jobs = [(0, batch, d0, d1) for d0, d1 in zip(edges, edges[1:], strict=False) if d0 < d1]
+        jobs = [(0, batch, d0, d1) for d0, d1 in pairwise(edges) if d0 < d1]
     running = [_threads().submit(function, *job) for job in jobs[1:]]
     function(*jobs[0])
     for job in running:

@@ -4,12 +4,12 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, map_state
+from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves
 from pliant.learn.base import Predictor, rows_of
 from pliant.learn.rules import Asked, Bptt, bptt
 from pliant.optim import Probe, Upkeep
@@ -141,10 +141,8 @@ class Learner(Predictor):
     def _update(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
         past = self._past(answer.time)
         with torch.enable_grad():
-            if self._tape_is_valid(past):
-                output = self._tape[2]  # type: ignore[index]
-            else:
-                output = self.rule.replay(self.model, past)
+            tape = self._valid_tape(past)
+            output = self.rule.replay(self.model, past) if tape is None else tape
             said = rows_of(output, past[-1].question.rows, answer.rows)
             loss = self._loss(said, answer)
         self._tape = None
@@ -184,11 +182,13 @@ class Learner(Predictor):
             )
         return True
 
-    def _tape_is_valid(self, past: list[Asked]) -> bool:
+    def _valid_tape(self, past: list[Asked]) -> Tensor | None:
+        """The output of `predict` with its graph, if running the model again would give the same."""
         if self._tape is None:
-            return False
-        time, updates, _ = self._tape
-        return time == past[-1].question.time and updates == self.updates and self.rule.first(past) == len(past) - 1
+            return None
+        time, updates, output = self._tape
+        same = time == past[-1].question.time and updates == self.updates
+        return output if same and self.rule.first(past) == len(past) - 1 else None
 
     def _past(self, time: int) -> list[Asked]:
         """The questions that are still held, up to the one at `time`."""
@@ -282,7 +282,7 @@ class Learner(Predictor):
                 return self.model.init_state(self.streams, tuple(extra))  # type: ignore[operator]
         return plain
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Learner":
         """A learner that shares nothing with this one and continues to the same bits."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin

@@ -4,7 +4,7 @@ import copy
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pliant.core import Disk, UsageError
 from pliant.core.files import clear_parts, digest
@@ -39,7 +39,7 @@ class Life:
         except KeyError:
             raise AttributeError(f"this life has no part {name!r}") from None
 
-    def fork(self) -> Self:
+    def fork(self) -> "Life":
         """A life of its own that begins here: both continue to the same bits while they get the same."""
         # One call for all parts: what two of them share stays shared.
         return type(self)(**copy.deepcopy(self._parts))
@@ -59,7 +59,7 @@ class Life:
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
 
-    def diff(self, other: Self) -> list[str]:
+    def diff(self, other: "Life") -> list[str]:
         """Names of everything that differs from `other`, compared to the bit; empty if nothing does."""
         return differences(self.state_dict(), other.state_dict())
 
@@ -129,7 +129,9 @@ def read_life(path: Path) -> Any | None:
         if digest(json.dumps(body).encode()) != manifest["sha256"]:
             return None
         if body["schema"] > SCHEMA:
-            raise UsageError(f"Life.load: {path} has schema {body['schema']}, this version reads up to {SCHEMA}; update")
+            raise UsageError(
+                f"Life.load: {path} has schema {body['schema']}, this version reads up to {SCHEMA}; update"
+            )
         files = {name: (path / name).read_bytes() for name in (TREE, TENSORS)}
     except UsageError:
         raise

@@ -55,10 +55,18 @@ class Bptt:
 
     def replay(self, model: nn.Module, past: Sequence[Asked]) -> Tensor:
         """Output for the last question of `past`, with gradients through all that `first` reaches."""
-        start = self.first(past)
-        memory = past[start].before
-        for asked in past[start:]:
-            output, memory = self.run(model, asked.question, memory)
+        reached = past[self.first(past) :]
+        questions = [asked.question for asked in reached]
+        rows, steps = questions[-1].rows, questions[-1].inputs.shape[1]
+        if len(questions) > 1 and all(question.rows.equal(rows) for question in questions):
+            # One pass over all of them: a chunk gives the same as its steps.
+            inputs, reset, mask = (torch.cat(same, 1) for same in zip(*(q[:3] for q in questions), strict=True))
+            joined = Question(inputs, reset, mask, questions[0].time, rows)
+            output, _ = self.run(model, joined, reached[0].before)
+            return output[:, -steps:]
+        memory = reached[0].before
+        for question in questions:
+            output, memory = self.run(model, question, memory)
         return output
 
     def spare(self, past: Sequence[Asked]) -> int:

@@ -9,7 +9,7 @@ that is NaN makes the value NaN. A question that had been forgotten counts as `m
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,11 +32,11 @@ class Score(ABC):
         """The score; NaN when nothing has been scored (`reason` says so)."""
 
     @abstractmethod
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         """A score as if one had seen what this one and then `other` saw; both stay as they are."""
 
     @abstractmethod
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         """An empty score of the same settings."""
 
     @abstractmethod
@@ -80,12 +80,16 @@ class _Sums(Score):
             self.sums = self.sums + self._add(said, targets).double()
             self.count += len(targets)
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         both = self.fresh()
-        both.sums, both.count, both.missed = self.sums + other.sums, self.count + other.count, self.missed + other.missed
+        both.sums, both.count, both.missed = (
+            self.sums + other.sums,
+            self.count + other.count,
+            self.missed + other.missed,
+        )
         return both
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)()
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,7 +106,7 @@ class Bits(_Sums):
         self.nats = nats
         super().__init__()
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)(self.nats)
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
@@ -154,7 +158,7 @@ class Calibration(_Sums):
         self.bins = bins
         super().__init__()
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)(self.bins)
 
     def _sizes(self) -> tuple[int, ...]:
@@ -204,13 +208,13 @@ class Kappa(Score):
         # One class only, always right: agreement beyond chance cannot be told.
         return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         both = self.fresh()
         both.table = _grown(self.table, len(other.table)) + _grown(other.table, len(self.table))
         both.missed = self.missed + other.missed
         return both
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)()
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,7 +240,7 @@ class TemporalKappa(Score):
         self.last = torch.full((0,), -1)
 
     def update(self, answer: Answer, said: Tensor | None) -> None:
-        row, step = torch.nonzero(answer.target_mask, as_tuple=True)
+        row = torch.nonzero(answer.target_mask, as_tuple=True)[0]
         if said is None:
             self.missed += len(row)
             return
@@ -263,7 +267,7 @@ class TemporalKappa(Score):
             return math.nan
         return (right - stayed) / (compared - stayed) if compared > stayed else math.nan
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         both = self.fresh()
         both.missed = self.missed + other.missed
         streams = max(len(self.last), len(other.last))
@@ -277,7 +281,7 @@ class TemporalKappa(Score):
         both.last = torch.where(theirs.last >= 0, theirs.last, mine.last)
         return both
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)()
 
     def _grow(self, streams: int) -> None:
@@ -304,7 +308,7 @@ class AbsoluteError(_Sums):
         self.point = point
         super().__init__()
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)(self.point)
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
@@ -328,10 +332,10 @@ class Scores:
     def value(self) -> dict[str, Any]:
         return {name: score.value() for name, score in self._scores.items()}
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         return type(self)(**{name: score.merge(other[name]) for name, score in self._scores.items()})
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)(**{name: score.fresh() for name, score in self._scores.items()})
 
     def state_dict(self) -> dict[str, Any]:
@@ -365,14 +369,14 @@ class Grouped:
     def value(self) -> dict[int, float]:
         return {value: self.groups[value].value() for value in sorted(self.groups)}
 
-    def merge(self, other: Self) -> Self:
+    def merge(self, other: Any) -> Any:
         both = self.fresh()
         for value in self.groups.keys() | other.groups.keys():
             empty = self.score.fresh()
             both.groups[value] = self.groups.get(value, empty).merge(other.groups.get(value, empty))
         return both
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Any:
         return type(self)(self.score, by=self.by)
 
     def state_dict(self) -> dict[str, Any]:
@@ -394,7 +398,11 @@ def _revealed(score: Score, answer: Answer, said: Tensor) -> tuple[Tensor, Tenso
             "targets; give what was said to this question, for the rows of the answer"
         )
     targets = answer.targets[shown]
-    if not targets.is_floating_point() and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < said.shape[-1]:
+    if (
+        not targets.is_floating_point()
+        and len(targets)
+        and not 0 <= int(targets.min()) <= int(targets.max()) < said.shape[-1]
+    ):
         raise UsageError(
             f"{type(score).__name__}: targets go from {int(targets.min())} to {int(targets.max())} but the output has "
             f"{said.shape[-1]} classes, 0 to {said.shape[-1] - 1}; make the model with more outputs"

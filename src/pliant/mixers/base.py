@@ -68,9 +68,7 @@ class SequenceMixer(nn.Module, ABC):
         return x, state
 
 
-def forward_once(
-    module: Any, x: Tensor, state: Any, *, reset: Tensor | None, mask: Tensor | None
-) -> tuple[Any, Any]:
+def forward_once(module: Any, x: Tensor, state: Any, *, reset: Tensor | None, mask: Tensor | None) -> tuple[Any, Any]:
     """Call a mixer or model on one step, without the time axis."""
     reset, mask = (None if flag is None else flag.unsqueeze(1) for flag in (reset, mask))
     y, state = module(x.unsqueeze(1), state, reset=reset, mask=mask)
@@ -96,9 +94,7 @@ def check_flags(name: str, x: Tensor, **flags: Tensor | None) -> None:
             )
 
 
-def steps_since_reset(
-    count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None
-) -> Tensor:
+def steps_since_reset(count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> Tensor:
     """Existing steps of the running episode, at every step. count `(B,)` int64 carried in -> `(B, T)`."""
     shape = (count.shape[0], steps)
     reset = torch.zeros(shape, dtype=torch.bool, device=count.device) if reset is None else reset
@@ -110,9 +106,7 @@ def steps_since_reset(
     return existing - torch.where(reset, existing - mask.long(), 0).cummax(1).values
 
 
-def first_steps(
-    fresh: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def first_steps(fresh: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Which steps are the first of an episode, and whether each stream is fresh afterwards.
 
     fresh `(B,)` bool, reset and mask `(B, T)` or None -> `(B, T)` bool, `(B,)` bool. A stream is

@@ -105,9 +105,7 @@ class RGLRU(SequenceMixer):
         # softplus(decay) = -log radius
         self.decay = nn.Parameter(torch.log(torch.expm1(-log_radius)).to(torch.get_default_dtype()))
 
-    def init_state(
-        self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
-    ) -> RGLRUState:
+    def init_state(self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None) -> RGLRUState:
         device = self.decay.device if device is None else device
         dtype = torch.promote_types(self.decay.dtype, torch.float32)
         return RGLRUState(
@@ -217,9 +215,7 @@ class GatedLRU(SequenceMixer):
     ) -> tuple[Float[Tensor, "B T *E D"], GatedLRUState]:
         x, state = self.start(x, state, reset, mask)
         gate = F.gelu(self.linear_y(x), approximate="tanh")
-        v, conv = causal_conv(
-            self.linear_x(x), self.conv_weight, self.conv_bias, state.conv, reset=reset, mask=mask
-        )
+        v, conv = causal_conv(self.linear_x(x), self.conv_weight, self.conv_bias, state.conv, reset=reset, mask=mask)
         v, lru = self.lru(v, state.lru, reset=reset, mask=mask)
         y = self.linear_out(v * gate)
         y = y if mask is None else where_steps(mask, y)

@@ -73,7 +73,7 @@ class Stack(nn.Module):
 
     def __init__(self, mixers: Sequence[SequenceMixer]):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(mixer) for mixer in mixers)
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(mixer) for mixer in mixers)  # type: ignore[assignment]
         self.norm = nn.RMSNorm(mixers[0].width, eps=NORM_EPS)
 
     def init_state(

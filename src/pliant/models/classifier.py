@@ -1,6 +1,6 @@
 """A small recurrent model that reads features and answers with a distribution."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -72,7 +72,7 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         nn.init.zeros_(self.embed.bias)
 
     @classmethod
-    def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> Self:
+    def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> "SequenceClassifier":
         """The one dial: depth = size, width = 32 size, one head of the gates per 32 features.
 
         Raises:

@@ -16,10 +16,10 @@ from pliant.mixers.base import over_steps, steps_since_reset, where_steps
 
 
 class PoolState(NamedTuple):
-    """total `(B, *E, D)` float: sum over the episode; count `(B,)` int64: its existing steps."""
+    """total `(B, *E, D)` float: sum over the episode; steps `(B,)` int64: those of it that exist."""
 
     total: Tensor
-    count: Tensor
+    steps: Tensor
 
 
 class MeanPool(nn.Module):
@@ -47,9 +47,9 @@ class MeanPool(nn.Module):
             x = where_steps(mask, x)
         flat = x.flatten(2)
         totals, total = linear_scan(torch.ones_like(flat), flat, state.total.flatten(1), reset)
-        count = steps_since_reset(state.count, x.shape[1], reset, mask)
+        count = steps_since_reset(state.steps, x.shape[1], reset, mask)
         mean = totals.reshape(x.shape) / over_steps(count.clamp(min=1), x)
-        last = count[:, -1] if x.shape[1] else state.count
+        last = count[:, -1] if x.shape[1] else state.steps
         return mean.to(x.dtype), PoolState(total.reshape(state.total.shape), last)
 
 

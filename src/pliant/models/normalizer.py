@@ -24,9 +24,9 @@ CLIP = 10.0
 
 
 class NormalizerState(NamedTuple):
-    """count `(B,)` int64; mean and spread (sum of squared deviations) `(B, *E, D)` float64."""
+    """seen `(B,)` int64: existing steps so far; mean and spread (sum of squared deviations) `(B, *E, D)` float64."""
 
-    count: Tensor
+    seen: Tensor
     mean: Tensor
     spread: Tensor
 
@@ -54,7 +54,7 @@ class OnlineNormalizer(nn.Module):
         wide = x.double()
         exists = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         over = over_steps(exists, x)
-        count = state.count[:, None] + exists.long().cumsum(1)
+        count = state.seen[:, None] + exists.long().cumsum(1)
         n = over_steps(count.clamp(min=1), x).double()
 
         center = self._center(wide, exists, state)
@@ -73,7 +73,7 @@ class OnlineNormalizer(nn.Module):
     def _center(self, wide: Tensor, exists: Tensor, state: NormalizerState) -> Tensor:
         at = exists.long().argmax(1)
         index = at.reshape(-1, *[1] * (wide.ndim - 1)).expand(-1, 1, *wide.shape[2:])
-        none_yet = ((state.count == 0) & exists.any(1)).reshape(-1, *[1] * (wide.ndim - 2))
+        none_yet = ((state.seen == 0) & exists.any(1)).reshape(-1, *[1] * (wide.ndim - 2))
         return torch.where(none_yet, wide.gather(1, index).squeeze(1), state.mean)
 
     def roles(self) -> dict[str, Role]:

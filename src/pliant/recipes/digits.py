@@ -1,10 +1,10 @@
 """A small recurrent model reads handwritten digits while the task keeps changing.
 
-    permute   the pixels are reordered: everything about the images must be learned again
-    relabel   the classes are renamed: only the read-out must be learned again
-    random    a fixed subset with a random class per image, drawn anew: nothing can be learned but the
-              images themselves, and only revisits can be answered (the memorization task of
-              Lyle et al. 2023, arXiv:2303.01486, and others)
+permute   the pixels are reordered: everything about the images must be learned again
+relabel   the classes are renamed: only the read-out must be learned again
+random    a fixed subset with a random class per image, drawn anew: nothing can be learned but the
+          images themselves, and only revisits can be answered (the memorization task of
+          Lyle et al. 2023, arXiv:2303.01486, and others)
 """
 
 from dataclasses import dataclass
@@ -99,9 +99,7 @@ def stream(config: DigitsConfig) -> Stream:
 def learner(config: DigitsConfig, source: Stream, name: str = "model") -> Learner:
     """A learner for the stream `source`; `name` decides its first weights."""
     with seeded(config.seed, name):
-        model = SequenceClassifier.sized(
-            config.size, source.spec.num_features, source.spec.num_outputs, readout="mean"
-        )
+        model = SequenceClassifier.sized(config.size, source.spec.num_features, source.spec.num_outputs, readout="mean")
     return Learner(
         model,
         adamw(model, config.lr),

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pliant.core import Record, UsageError
+from pliant.core import Record, UsageError, nbytes
 from pliant.core.run import Run, environment
 from pliant.learn import Life, prequential
 from pliant.learn.life import saved_lives
@@ -85,7 +85,9 @@ class Driving:
         if self.save_every < 1:
             raise UsageError(f"--save-every is {self.save_every}, expected at least 1 answer")
         if not 1 <= self.threads <= (os.cpu_count() or 1):
-            raise UsageError(f"--threads is {self.threads}, expected 1 to {os.cpu_count()}, the processors of this machine")
+            raise UsageError(
+                f"--threads is {self.threads}, expected 1 to {os.cpu_count()}, the processors of this machine"
+            )
 
 
 Show = Callable[[int, dict[str, Any], dict[str, float]], None]
@@ -106,7 +108,14 @@ def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> 
     progress = Progress()
     life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress)
     _restore(run, life)
-    run.begin(keep=progress.records)
+    with run.begin(keep=progress.records):
+        ended = _loop(run, life, every=every, driving=driving, show=show)
+    return _finish(run, life, driving) if ended else None
+
+
+def _loop(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> bool:
+    """Record and save until the stream ends (True) or the process is asked to stop (False)."""
+    panel, progress = life.panel, life.progress
     clock = _Clock(panel, session=_sessions(run))
 
     def save() -> None:
@@ -114,8 +123,8 @@ def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> 
         life.save(run.lives)
 
     def cut() -> None:
-        row = {"answers": panel.answers, "update": life.learner.updates, "task": (panel.answers - 1) // every, **progress.cut()}
-        row["members"] = panel.cut()
+        row = {"answers": panel.answers, "update": life.learner.updates, "task": (panel.answers - 1) // every}
+        row |= progress.cut() | {"members": panel.cut()}
         run.record(row, clock.read(panel.answers))
         show(panel.answers, row, panel.seconds())
 
@@ -126,18 +135,16 @@ def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> 
             progress.count(record)
             if panel.answers // ROW > progress.row:
                 cut()
+            if stop:
+                save()
+                return False
             if panel.answers - saved >= driving.save_every:
                 saved = panel.answers
                 save()
-            if stop:
-                save()
-                run.end()
-                return None
-    if panel.learner.window["bits"].count or not progress.row:
+    if panel.learner.window["bits"].count:
         cut()
     save()
-    run.end()
-    return _finish(run, life, driving)
+    return True
 
 
 def open_run(driving: Driving, name: str) -> Run:
@@ -234,6 +241,7 @@ def _finish(run: Run, life: Life, driving: Driving) -> dict[str, Any]:
         "cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu.items()},
         "seconds": round(sum(_session_seconds(timing)), 3),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "state_bytes": nbytes(life.learner.memory),
         "peak_rss": max((line["rss"] for line in timing), default=0),
     }
     run.write("summary.json", summary)

@@ -50,8 +50,10 @@ class Member:
     def summary(self, reference: "Member") -> dict[str, Any]:
         """Totals, and bits saved against `reference`."""
         bits = self.total["bits"]
-        plain = {name: self.total[name].value() for name in ("accuracy", "brier", "calibration", "kappa", "temporal_kappa")}
-        names = {index: name for index, name in enumerate(self.visits)}
+        plain = {
+            name: self.total[name].value() for name in ("accuracy", "brier", "calibration", "kappa", "temporal_kappa")
+        }
+        names = dict(enumerate(self.visits))
         by_visit = {kind: self.total[f"visit_{kind}"].value() for kind in ("bits", "accuracy")}
         return {
             "answers": bits.count,

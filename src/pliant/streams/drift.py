@@ -125,8 +125,8 @@ def shard(stream: Stream, *, rank: int, world: int) -> Stream:
     def answer(said: Answer) -> Answer:
         mine = said.rows % world == rank
         tags = {name: tag[mine] if isinstance(tag, Tensor) else tag for name, tag in said.tags.items()}
-        parts = (part[mine] for part in (said.targets, said.target_mask, said.learn_mask))
-        return Answer(*parts, said.time, said.rows[mine] // world, said.final, tags)
+        targets, shown, learned = (part[mine] for part in (said.targets, said.target_mask, said.learn_mask))
+        return Answer(targets, shown, learned, said.time, said.rows[mine] // world, said.final, tags)
 
     rows = len(range(rank, stream.spec.batch, world))
     return _Mapped(stream, question=question, answer=answer, spec=stream.spec._replace(batch=rows))

@@ -1,0 +1,66 @@
+# Needs Python 3.11 or newer with its venv module, and make; everything else is installed into .venv.
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := .stamps
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+TESTS = $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: help learn test test-all oracles lint format install clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+learn: $(STAMPS)/run  ## learn a changing stream of digits, then write a report; ARGS="--change relabel"
+	$(BIN)/pliant learn digits $(ARGS)
+
+test: $(STAMPS)/dev  ## the quick tests
+	$(TESTS)
+
+test-all: $(STAMPS)/dev oracles  ## quick and slow tests, and those against peer packages
+	$(TESTS) -m "not oracle"
+
+oracles: $(STAMPS)/oracles  ## tests against peer packages
+	$(VENV)-oracles/bin/python -m pytest -m oracle tests/oracles
+
+lint: $(STAMPS)/dev  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMPS)/dev  ## put the source into the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMPS)/dev  ## install the package for work on it
+
+clean:  ## remove what was installed
+	rm -rf $(VENV) $(VENV)-oracles $(STAMPS)
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "pliant needs Python 3.11 or newer as '$(PYTHON)'; name another one, as in: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "'$(PYTHON)' has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+# The build backend comes from the constraints too, so nothing unpinned is fetched for the build.
+$(STAMPS)/run: $(STAMPS)/venv pyproject.toml constraints.txt
+	$(INSTALL) hatchling editables
+	$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/run
+	$(INSTALL) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(STAMPS)/oracles: $(STAMPS)/venv pyproject.toml constraints-oracles.txt
+	$(PYTHON) -m venv --clear $(VENV)-oracles
+	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-oracles.txt hatchling editables
+	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-oracles.txt --no-build-isolation -e ".[dev,oracles]"
+	@touch $@
