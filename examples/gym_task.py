@@ -76,6 +76,5 @@ def main(episodes: int = 40) -> list[float]:
 
 if __name__ == "__main__":
     returns = main()
-    print(
-        f"mean return of the first ten episodes {sum(returns[:10]) / 10:.1f}, of the last ten {sum(returns[-10:]) / 10:.1f}"
-    )
+    first, last = sum(returns[:10]) / 10, sum(returns[-10:]) / 10
+    print(f"mean return of the first ten episodes {first:.1f}, of the last ten {last:.1f}")

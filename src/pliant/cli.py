@@ -292,13 +292,12 @@ def _option_names(of: Any) -> set[str]:
 
 
 def _sentence(box: str) -> str:
-    """What tyro prints in a box, as one line."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines() if line.startswith("│")]
-    said = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        said.append(line)
+    """What tyro prints in a box, between the title and the first rule, as one line."""
+    lines = [line.strip("│|╭╮╰╯ ") for line in box.splitlines()]
+    lines = [line for line in lines if line]
+    rules = [i for i, line in enumerate(lines) if not line.strip("─-")]
+    # A plain box has a rule of its own below the title.
+    said = lines[1 : rules[0]] if rules and rules[0] > 1 else lines[2 : rules[1]] if len(rules) > 1 else lines
     return " ".join(said).rstrip(".") or "the arguments could not be understood"
 
 
