@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,14 @@ def own_randomness(request: pytest.FixtureRequest) -> Iterator[None]:
         assert global_state() == before, (
             "the test changed the global random state; use generators or pliant.core.seeded"
         )
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Shapes are not checked from outside, so that our own errors can be seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,12 @@
+"""One row per mixer; the conformance suite runs on each."""
+
+from pliant.mixers import RGLRU, GatedLRU
+from tests.suite import Case
+
+CASES = (
+    Case("RGLRU", lambda: RGLRU(6), 6),
+    Case("RGLRU, three heads, small radius", lambda: RGLRU(6, 3, min_radius=0.1, max_radius=0.5), 6),
+    Case("GatedLRU", lambda: GatedLRU(6), 6),
+    Case("GatedLRU, wider, two heads, two taps", lambda: GatedLRU(4, 8, 2, conv_width=2), 4),
+    Case("GatedLRU, one tap", lambda: GatedLRU(4, conv_width=1), 4),
+)

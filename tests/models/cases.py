@@ -1,0 +1,13 @@
+"""One row per model; the conformance suite of the mixers runs on each."""
+
+from pliant.models import SequenceClassifier
+from tests.suite import Case
+
+GATES = {"num_heads": 2}
+
+CASES = (
+    Case("classifier, per step", lambda: SequenceClassifier(3, 4, width=8, depth=2, mixer_options=GATES), 3),
+    Case("classifier, pooled", lambda: SequenceClassifier(3, 4, width=8, depth=1, readout="mean"), 3),
+    Case("mixture, pooled", lambda: SequenceClassifier(3, 2, width=8, depth=1, readout="mean", head="mixture"), 3),
+    Case("bare recurrence", lambda: SequenceClassifier(3, 4, width=8, depth=1, mixer="RGLRU"), 3),
+)
