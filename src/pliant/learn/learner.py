@@ -259,7 +259,8 @@ class Learner(Predictor):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, in a learner built the same way."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # torch takes the moments as they are; a copy keeps two learners from sharing them.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         for upkeep, part in zip(self.keep, state["keep"], strict=True):
             upkeep.load_state_dict(part)
         self.generator.set_state(state["generator"])

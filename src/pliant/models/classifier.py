@@ -105,8 +105,10 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
     ) -> tuple[Shaped[Tensor, "B T *S"], ClassifierState]:
         """Answers at every step, zero where masked, and the memory after the last step."""
         x, state = self._start(x, state, reset, mask)
-        raw, normalizer = self.normalizer(x.to(self.embed.weight.dtype), state.normalizer, mask=mask)
-        features, stack = self.stack(self.embed(raw), state.stack, reset=reset, mask=mask)
+        # In the dtype of the input: after the offset is gone, nothing is lost by a narrower one.
+        raw, normalizer = self.normalizer(x if x.is_floating_point() else x.float(), state.normalizer, mask=mask)
+        embedded = self.embed(raw.to(self.embed.weight.dtype))
+        features, stack = self.stack(embedded, state.stack, reset=reset, mask=mask)
         pool: tuple[Any, ...] = ()
         if self.pool is not None:
             features, pool = self.pool(features, state.pool, reset=reset, mask=mask)

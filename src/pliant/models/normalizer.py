@@ -22,6 +22,9 @@ from pliant.mixers.base import over_steps
 CLIP = 10.0
 """Normalized values stay within this many standard deviations, so that one outlier cannot throw the model."""
 
+ROUNDING = 1e-12
+"""A spread below this share of the mean is rounding of the float64 sums, so the feature is constant."""
+
 
 class NormalizerState(NamedTuple):
     """seen `(B,)` int64: existing steps so far; mean and spread (sum of squared deviations) `(B, *E, D)` float64."""
@@ -65,7 +68,7 @@ class OnlineNormalizer(nn.Module):
         mean = center[:, None] + first / n
         # Below the rounding of float32 inputs a feature counts as constant.
         scale = torch.sqrt(spread / n)
-        constant = scale <= 1e-7 * mean.abs()
+        constant = scale <= ROUNDING * mean.abs()
         y = torch.where(constant, 0, (wide - mean) / torch.where(constant, 1, scale)).clamp(-CLIP, CLIP)
         y = torch.where(over, y, 0).to(x.dtype)
         return y, NormalizerState(count[:, -1], mean[:, -1], spread[:, -1])

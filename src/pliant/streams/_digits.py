@@ -45,6 +45,8 @@ def digits(
         raise UsageError(f"digits: by is {by!r}, expected row or pixel")
     if batch < 1:
         raise UsageError(f"digits: batch is {batch}, expected at least 1")
+    if images is not None and images < 1:
+        raise UsageError(f"digits: images is {images}, expected at least 1, or None for all")
     if not 0 <= held_out < 1:
         raise UsageError(f"digits: held_out is {held_out}, expected a share from 0 up to, not including, 1")
     from sklearn.datasets import load_digits  # half a second, so only when it is asked for

@@ -1,0 +1,71 @@
+"""AdamW by roles, and rates over updates."""
+
+import copy
+
+import pytest
+import torch
+
+from pliant.core import Role, seeded
+from pliant.core.roles import MIXING
+from pliant.models import SequenceClassifier
+from pliant.optim import adamw, warmup, warmup_cosine
+
+
+def model() -> SequenceClassifier:
+    with seeded(0):
+        return SequenceClassifier(3, 2, width=8, depth=1)
+
+
+def train(net: SequenceClassifier, optimizer: torch.optim.Optimizer, updates: int = 5) -> list[torch.Tensor]:
+    x = torch.linspace(-1, 1, 2 * 6 * 3).reshape(2, 6, 3)
+    for _ in range(updates):
+        optimizer.zero_grad()
+        net(x)[0].square().mean().sub(net(x)[0].mean()).backward()
+        optimizer.step()
+    return [p.detach() for p in net.parameters()]
+
+
+def test_without_decay_it_is_the_adamw_of_torch_to_the_bit() -> None:
+    one, two = model(), model()
+    ours = train(one, adamw(one, 1e-2, weight_decay=0.0))
+    theirs = train(two, torch.optim.AdamW(two.parameters(), 1e-2, betas=(0.9, 0.99), weight_decay=0.0, fused=True))
+    assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_only_weights_that_mix_are_decayed() -> None:
+    net = model()
+    optimizer = adamw(net, 0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    roles = net.roles()
+    for name, parameter in net.named_parameters():
+        factor = 0.95 if roles[name] in MIXING else 1.0
+        torch.testing.assert_close(parameter.detach(), factor * before[name])
+    assert {Role.DECAY, Role.GAIN, Role.BIAS}.isdisjoint(MIXING)
+
+
+def test_a_state_of_the_optimizer_resumes_to_the_bit() -> None:
+    one, two = model(), model()
+    first, second = adamw(one, 1e-2), adamw(two, 1e-2)
+    train(one, first)
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert all(a.equal(b) for a, b in zip(train(one, first), train(two, second), strict=True))
+
+
+def test_a_parameter_without_gradient_is_left_alone() -> None:
+    net = model()
+    optimizer = adamw(net, 0.1)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.step()
+    assert all(a.equal(b.detach()) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_rates_over_updates() -> None:
+    rise = warmup(4)
+    assert [rise(update) for update in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warmup(0)(0) == 1
+    fall = warmup_cosine(2, 12, floor=0.1)
+    assert [fall(update) for update in (0, 1, 2, 7, 12, 100)] == pytest.approx([0.5, 1, 1, 0.55, 0.1, 0.1])

@@ -1,0 +1,48 @@
+"""One row per stream and wrapper; the conformance suite runs on each."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pliant.streams import Stream, digits, drift
+from tests.learn.worlds import Signs, items
+
+QUESTIONS = 40
+
+
+class Case(NamedTuple):
+    """`make(inner)` builds the stream around a source that the suite gives; delay in questions."""
+
+    name: str
+    source: Callable[[], Stream]
+    wrap: Callable[[Stream], Stream]
+    delay: int = 0
+
+
+def small() -> Stream:
+    return items(QUESTIONS)
+
+
+CASES = (
+    Case("items", small, lambda s: s),
+    Case("signs", lambda: Signs(QUESTIONS), lambda s: s),
+    Case("digits by row", lambda: digits(batch=3, questions=QUESTIONS), lambda s: s),
+    Case("digits by pixel", lambda: digits(by="pixel", batch=3, questions=QUESTIONS, images=50), lambda s: s),
+    Case("permute", small, lambda s: drift.permute(s, every=30, seed=1)),
+    Case("relabel", small, lambda s: drift.relabel(s, every=30, seed=1)),
+    Case("redraw", small, lambda s: drift.redraw(s, every=30, items=24, seed=1)),
+    Case("visits", small, lambda s: drift.visits(drift.permute(s, every=30), items=24)),
+    Case("hide", small, lambda s: drift.hide(s, rate=0.4, seed=1)),
+    Case("delay", small, lambda s: drift.delay(s, questions=5), 5),
+    Case("delay, nothing", small, lambda s: drift.delay(s, questions=0)),
+    Case("shard", small, lambda s: drift.shard(s, rank=1, world=3)),
+    Case(
+        "everything",
+        small,
+        lambda s: drift.shard(
+            drift.delay(drift.hide(drift.visits(drift.relabel(s, every=30), items=24), rate=0.2), questions=3),
+            rank=0,
+            world=2,
+        ),
+        3,
+    ),
+)
