@@ -59,8 +59,9 @@ $(STAMPS)/dev: $(STAMPS)/run
 	$(INSTALL) --no-build-isolation -e ".[dev]"
 	@touch $@
 
-$(STAMPS)/oracles: $(STAMPS)/venv pyproject.toml constraints-oracles.txt
+# Peers that cannot live beside our own dependencies get an environment of their own.
+$(STAMPS)/oracles: $(STAMPS)/venv requirements-oracles.txt
 	$(PYTHON) -m venv --clear $(VENV)-oracles
-	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-oracles.txt hatchling editables
-	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints-oracles.txt --no-build-isolation -e ".[dev,oracles]"
+	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-oracles.txt
+	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-build-isolation -e .
 	@touch $@
