@@ -192,10 +192,9 @@ def _live_table(title: str, total: int | None) -> Any:
         TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )
     task = progress.add_task("", total=total)
-    saved: dict[str, float] = {}
     told = [-math.inf]
 
-    def table(row: dict[str, Any], cpu: dict[str, float]) -> Table:
+    def table(row: dict[str, Any], saved: dict[str, float], cpu: dict[str, float]) -> Table:
         columns = ("", "bits per answer", "bits saved so far", "accuracy", "CPU s")
         grid = Table(*columns, title=f"{title} · task {row['task']}", title_justify="left")
         for name, member in row["members"].items():
@@ -206,14 +205,10 @@ def _live_table(title: str, total: int | None) -> Any:
 
     with Live(console=console, refresh_per_second=4, auto_refresh=False) as live:
 
-        def show(answers: int, row: dict[str, Any], cpu: dict[str, float]) -> None:
-            reference = row["members"]["no-change"]
-            for name, member in row["members"].items():
-                gain = (reference["bits"] - member["bits"]) * member["answers"] if member["answers"] else 0.0
-                saved[name] = saved.get(name, 0.0) + gain
+        def show(answers: int, row: dict[str, Any], saved: dict[str, float], cpu: dict[str, float]) -> None:
             progress.update(task, completed=answers)
             if console.is_terminal:
-                live.update(Group(table(row, cpu), progress), refresh=True)
+                live.update(Group(table(row, saved, cpu), progress), refresh=True)
             elif answers - told[0] >= (total or 100_000) / 10:
                 told[0] = answers
                 ours = row["members"]["pliant"]

@@ -90,8 +90,8 @@ class Driving:
             )
 
 
-Show = Callable[[int, dict[str, Any], dict[str, float]], None]
-"""Called for every row: answers so far, values by member, processor seconds by member."""
+Show = Callable[[int, dict[str, Any], dict[str, float], dict[str, float]], None]
+"""Called for every row: answers so far, the row, and by member bits saved so far and processor seconds."""
 
 
 def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> dict[str, Any] | None:
@@ -126,7 +126,7 @@ def _loop(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> 
         row = {"answers": panel.answers, "update": life.learner.updates, "task": (panel.answers - 1) // every}
         row |= progress.cut() | {"members": panel.cut()}
         run.record(row, clock.read(panel.answers))
-        show(panel.answers, row, panel.seconds())
+        show(panel.answers, row, panel.saved(), panel.seconds())
 
     save()
     saved = panel.answers

@@ -97,6 +97,11 @@ class Panel:
     def summary(self) -> dict[str, Any]:
         return {name: member.summary(self.members[REFERENCE]) for name, member in self.members.items()}
 
+    def saved(self) -> dict[str, float]:
+        """Bits of every member saved against the reference up to the last cut."""
+        reference = self.members[REFERENCE].total["bits"]
+        return {name: bits_saved(reference, member.total["bits"]) for name, member in self.members.items()}
+
     def seconds(self) -> dict[str, float]:
         """Processor seconds of every member since this process began."""
         return {name: member.timed.seconds for name, member in self.members.items()}
