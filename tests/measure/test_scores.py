@@ -45,7 +45,7 @@ NUMBER_SCORES: dict[str, Callable[[], Any]] = {
 ALL = CLASS_SCORES | NUMBER_SCORES
 every_score = pytest.mark.parametrize("name", ALL)
 
-Said = tuple[Answer, Tensor]
+Said = tuple[Answer, Tensor | None]
 
 
 def parts(name: str, count: int = 6, seed: int = 0, kind: type = float) -> list[Said]:
@@ -84,9 +84,10 @@ def values(score: Any) -> Any:
 
 
 @every_score
-@given(cuts=st.lists(st.integers(0, 6), max_size=3))
-def test_merging_parts_is_one_pass(name: str, cuts: list[int]) -> None:
-    said, make = parts(name), ALL[name]
+@given(cuts=st.lists(st.integers(0, 6), max_size=3), seed=st.integers(0, 99), forgotten=st.sets(st.integers(0, 5)))
+def test_merging_parts_is_one_pass(name: str, cuts: list[int], seed: int, forgotten: set[int]) -> None:
+    said, make = parts(name, seed=seed), ALL[name]
+    said = [(answer, None if i in forgotten else output) for i, (answer, output) in enumerate(said)]
     edges = [0, *sorted(cuts), 6]
     pieces = [scored(make(), said[a:b]) for a, b in pairwise(edges)]
     whole, merged = scored(make(), said), pieces[0]
@@ -95,7 +96,8 @@ def test_merging_parts_is_one_pass(name: str, cuts: list[int]) -> None:
         both = merged.merge(piece)
         assert differences(before, (merged.state_dict(), piece.state_dict())) == []
         merged = both
-    assert merged.value() == pytest.approx(whole.value(), rel=1e-12)
+    assert merged.value() == pytest.approx(whole.value(), rel=1e-12, nan_ok=True)
+    assert (merged.count, merged.missed) == (whole.count, whole.missed)
 
 
 @every_score
@@ -115,7 +117,8 @@ def test_a_state_survives_a_file_to_the_bit(name: str) -> None:
     said = parts(name)
     score, other = scored(ALL[name](), said[:3]), ALL[name]()
     other.load_state_dict(unpack(*pack(score.state_dict())))
-    assert scored(other, said[3:]).value() == scored(score, said[3:]).value()
+    assert differences(scored(other, said[3:]).state_dict(), scored(score, said[3:]).state_dict()) == []
+    assert other.value() == score.value()
 
 
 @every_score
@@ -147,6 +150,47 @@ def test_a_forgotten_question_is_missed_and_counts_in_no_value(name: str) -> Non
     score.update(said[0][0], None)
     assert score.value() == value
     assert score.missed == int(said[0][0].target_mask.sum())
+
+
+@every_score
+def test_no_steps_and_no_rows_are_fine(name: str) -> None:
+    ((answer, output),) = parts(name, 1)
+    shown = answer.target_mask
+    for cut in ((slice(None), slice(0)), (slice(0), slice(None))):
+        score = ALL[name]()
+        less = answer._replace(
+            targets=answer.targets[cut], target_mask=shown[cut], learn_mask=shown[cut], rows=answer.rows[cut[0]]
+        )
+        score.update(less, output[cut])
+        score.update(less, None)
+        assert math.isnan(score.value())
+        assert (score.count, score.missed) == (0, 0)
+
+
+@every_score
+def test_gradients_of_an_output_are_let_go(name: str) -> None:
+    said = parts(name)
+    held = [(answer, output.clone().requires_grad_()) for answer, output in said]
+    score = scored(ALL[name](), held)
+    tensors = [part for part in score.state_dict().values() if isinstance(part, Tensor)]
+    assert tensors
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert score.value() == scored(ALL[name](), said).value()
+
+
+@every_score
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrow_output_is_scored_as_the_same_numbers_in_float32(name: str, dtype: torch.dtype) -> None:
+    narrow = [(answer, output.to(dtype)) for answer, output in parts(name)]
+    wide = [(answer, output.float()) for answer, output in narrow]
+    assert scored(ALL[name](), narrow).value() == scored(ALL[name](), wide).value()
+
+
+@every_score
+def test_scores_of_another_kind_are_not_merged(name: str) -> None:
+    other = Brier() if name != "brier" else Accuracy()
+    with pytest.raises(UsageError, match="merge scores of one kind"):
+        ALL[name]().merge(other)
 
 
 # Parity
@@ -210,8 +254,10 @@ def test_calibration_is_the_gap_between_confidence_and_accuracy(bins: int) -> No
     assert sum(row["count"] * row["accuracy"] for row in table) == pytest.approx(float((best == targets).sum()))
 
 
-def test_temporal_kappa_compares_with_the_last_label_of_the_same_stream() -> None:
+@pytest.mark.parametrize("forgotten", [set(), {0, 3, 4}])
+def test_temporal_kappa_compares_with_the_last_label_of_the_same_stream(forgotten: set[int]) -> None:
     said = parts("temporal kappa", 12)
+    said = [(answer, None if i in forgotten else output) for i, (answer, output) in enumerate(said)]
     last: dict[int, int] = {}
     compared = right = stayed = 0
     for answer, output in said:
@@ -220,7 +266,7 @@ def test_temporal_kappa_compares_with_the_last_label_of_the_same_stream() -> Non
                 if not answer.target_mask[r, t]:
                     continue
                 label = int(answer.targets[r, t])
-                if row in last:
+                if row in last and output is not None:
                     compared += 1
                     right += int(output[r, t].argmax()) == label
                     stayed += last[row] == label
@@ -263,10 +309,30 @@ def test_certainty_is_free_when_right_and_infinite_when_wrong() -> None:
     assert scored(Bits(), [one([1], certain)]).value() == math.inf
 
 
-@pytest.mark.parametrize("name", ["bits", "accuracy", "brier"])
-def test_an_output_that_is_not_a_number_makes_the_value_so(name: str) -> None:
-    score = scored(ALL[name](), [one([0], torch.full((1, 2), math.nan))])
+@every_score
+@pytest.mark.parametrize("merged", [False, True])
+def test_an_output_that_is_not_a_number_makes_the_value_so(name: str, merged: bool) -> None:
+    said = parts(name)
+    broken = (said[-1][0], torch.full_like(said[-1][1], math.nan))
+    if merged:
+        score = scored(ALL[name](), said[:-1]).merge(scored(ALL[name](), [broken])).merge(ALL[name]())
+    else:
+        score = scored(ALL[name](), [*said[:-1], broken])
     assert math.isnan(score.value())
+    assert "NaN" in score.reason()
+    assert score.count == scored(ALL[name](), said).count
+
+
+def test_a_target_that_is_not_a_number_makes_the_error_so() -> None:
+    ((answer, output),) = parts("absolute error", 1)
+    assert math.isnan(scored(AbsoluteError(), [(answer._replace(targets=answer.targets * math.nan), output)]).value())
+
+
+def test_why_there_is_no_value_names_the_case() -> None:
+    first, same = one([0], torch.eye(2)[:1]), one([0, 0], torch.eye(2)[[0, 0]])
+    assert "no answers yet that follow" in scored(TemporalKappa(), [first]).reason()
+    assert "never changed" in scored(TemporalKappa(), [same]).reason()
+    assert "one class" in scored(Kappa(), [same]).reason()
 
 
 def test_kappa_of_one_class_only_cannot_be_told() -> None:
@@ -329,3 +395,53 @@ def test_what_does_not_fit_is_refused() -> None:
         Bits().update(answer, output)
     with pytest.raises(UsageError, match="give what was said"):
         Bits().update(answer, output[:, :1])
+    with pytest.raises(UsageError, match="give what was said"):
+        Bits().update(answer._replace(targets=answer.targets[:, :1]), output)
+    with pytest.raises(UsageError, match=r"bins is 0"):
+        Calibration(bins=0)
+    with pytest.raises(UsageError, match=r"bins=4.*bins=1"):
+        Calibration(bins=1).merge(Calibration(bins=4))
+
+
+@pytest.mark.parametrize("name", [name for name in CLASS_SCORES if "four" not in name])
+def test_targets_that_are_not_one_class_are_refused(name: str) -> None:
+    answer, output = one([0, 1], torch.zeros(2, 3))
+    with pytest.raises(UsageError, match="one int class"):
+        ALL[name]().update(answer._replace(targets=answer.targets.double()), output)
+    many = answer._replace(targets=answer.targets[..., None].expand(1, 2, 5))
+    with pytest.raises(UsageError, match="one int class"):
+        ALL[name]().update(many, output[:, :, None].expand(1, 2, 5, 3))
+    narrow = scored(ALL[name](), [(answer._replace(targets=answer.targets.int()), output)])
+    assert differences(narrow.state_dict(), scored(ALL[name](), [(answer, output)]).state_dict()) == []
+
+
+def test_shapes_that_would_broadcast_are_refused() -> None:
+    answer, output = one([0, 1], torch.zeros(2, 1))
+    with pytest.raises(UsageError, match=r"\(2, 1\) came for 2 answers, expected \(2,\)"):
+        AbsoluteError(point=lambda out: out).update(answer, output)
+    numbers = answer._replace(targets=torch.zeros(1, 2, 1))
+    with pytest.raises(UsageError, match=r"\(2, 2\) came for 2 answers"):
+        Bits(mixture_nats).update(numbers, torch.zeros(1, 2, 3))
+
+
+def test_whole_numbers_are_targets_of_an_absolute_error() -> None:
+    answer, output = one([7, 1], torch.zeros(2, 1))
+    assert scored(AbsoluteError(point=lambda out: out[..., 0]), [(answer, output)]).value() == 4
+
+
+@pytest.mark.parametrize("tag", ["spring", 0.5, torch.tensor([0]), torch.zeros(1, 2)])
+def test_a_tag_that_numbers_no_places_is_refused(tag: Any) -> None:
+    answer, output = one([0, 1], torch.zeros(2, 3))
+    with pytest.raises(UsageError, match="number the values"):
+        Grouped(Bits(), by="visit").update(answer._replace(tags={"visit": tag}), output)
+
+
+def test_collections_that_differ_are_not_joined() -> None:
+    with pytest.raises(UsageError, match="same names"):
+        Scores(a=Bits()).merge(Scores(b=Bits()))
+    with pytest.raises(UsageError, match="same names"):
+        Scores(a=Bits()).load_state_dict(Scores(a=Bits(), b=Bits()).state_dict())
+    with pytest.raises(UsageError, match="one tag"):
+        Grouped(Bits(), by="visit").merge(Grouped(Bits(), by="task"))
+    with pytest.raises(UsageError, match="one kind"):
+        Grouped(Bits(), by="visit").merge(Grouped(Brier(), by="visit"))

@@ -4,6 +4,7 @@ All of them learn only from targets that a learner may learn from, when they com
 """
 
 import copy
+import gc
 import math
 from abc import abstractmethod
 from collections import OrderedDict, deque
@@ -258,6 +259,10 @@ class Retrained(Predictor):
 
     def _train(self) -> None:
         self.trainings += 1
+        # Modules and optimizers hold on to each other, so a dropped model lives on until the collector
+        # runs; the new one should take the place of the old, not one beside it.
+        del self._current
+        gc.collect()
         self._current = self._new(self.trainings)
         self._current.reuse = True
         for _ in fit(self._current, self._pairs, passes=self.passes):

@@ -4,11 +4,13 @@ Every score has `update(answer, said)`, `value()` and `merge(other)`, and so mer
 processes. Only targets that `answer.target_mask` reveals count. What cannot be scored is not
 passed over: a probability of zero for what happened is a code length of infinity, and an output
 that is NaN makes the value NaN. A question that had been forgotten counts as `missed` and in no value.
+Outputs may be on any device and carry gradients; what is kept is float64 or int64 on the CPU, without
+gradients, so sums over parts equal those of one pass up to rounding, and counts exactly.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,8 +22,23 @@ Nats = Callable[[Tensor, Tensor], Tensor]
 """(output `(n, ...)`, targets `(n, ...)`) -> code lengths in nats `(n,)`."""
 
 
+WRONG, RIGHT, UNDEFINED, MISSED = range(4)
+"""What became of an answer: UNDEFINED where the output is NaN, MISSED where the question was forgotten."""
+
+
 class Score(ABC):
-    """One number about a stream of answers."""
+    """One number about a stream of answers.
+
+    Attributes:
+        count: answers that the value is about.
+        missed: revealed targets whose question had been forgotten.
+        nothing, undefined: why the value is NaN when nothing was counted, and when something was.
+    """
+
+    count: int
+    missed: int
+    nothing = "no answers yet"
+    undefined = "an output or a target was NaN"
 
     @abstractmethod
     def update(self, answer: Answer, said: Tensor | None) -> None:
@@ -49,7 +66,9 @@ class Score(ABC):
 
     def reason(self) -> str | None:
         """Why the value is NaN, None if it is a number."""
-        return None if not math.isnan(self.value()) else "no answer has been scored, or an output was NaN"
+        if not math.isnan(self.value()):
+            return None
+        return self.undefined if self.count else self.nothing
 
 
 class _Sums(Score):
@@ -81,6 +100,7 @@ class _Sums(Score):
             self.count += len(targets)
 
     def merge(self, other: Any) -> Any:
+        _check_alike(self, other)
         both = self.fresh()
         both.sums, both.count, both.missed = (
             self.sums + other.sums,
@@ -100,7 +120,12 @@ class _Sums(Score):
 
 
 class Bits(_Sums):
-    """Mean code length, bits per answer: -log2 p(target). `total()` is the sum."""
+    """Mean code length, bits per answer: -log2 p(target). `total()` is the sum.
+
+    Args:
+        nats: output `(n, ...)`, targets `(n, ...)` -> code lengths in nats `(n,)`. Only scores with the same
+            `nats` may be merged or compared; two functions cannot be told apart, so nothing checks it.
+    """
 
     def __init__(self, nats: Nats = categorical_nats):
         self.nats = nats
@@ -110,7 +135,11 @@ class Bits(_Sums):
         return type(self)(self.nats)
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
-        return self.nats(said, targets).double().sum().reshape(1) / math.log(2)
+        if self.nats is categorical_nats:
+            targets = _classes(self, said, targets)
+        nats = self.nats(said, targets)
+        _check_shape(self, "code lengths", nats, (len(targets),))
+        return nats.double().sum().reshape(1) / math.log(2)
 
     def total(self) -> float:
         """Code length of all answers, bits."""
@@ -135,26 +164,32 @@ class Accuracy(_Sums):
     """Share of answers whose most probable class was right."""
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
-        right = (said.argmax(-1) == targets).double()
-        return torch.where(said.isnan().any(-1), math.nan, right).sum().reshape(1)
+        outcome = _outcome(said, _classes(self, said, targets))
+        return torch.where(outcome == UNDEFINED, math.nan, outcome.double()).sum().reshape(1)
 
 
 class Brier(_Sums):
-    """Mean over answers of the squared distance of the probabilities from the truth, summed over classes; 0 to 2."""
+    """Mean over answers of the squared distance of the probabilities from the truth, summed over classes; 0 to 2.
+
+    The form of Brier 1950; for two classes it is twice the one that looks at one class only.
+    """
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
         probabilities = said.double().softmax(-1)
-        truth = torch.nn.functional.one_hot(targets, said.shape[-1])
+        truth = torch.nn.functional.one_hot(_classes(self, said, targets), said.shape[-1])
         return (probabilities - truth).square().sum().reshape(1)
 
 
 class Calibration(_Sums):
     """Expected calibration error of the top class: mean over answers of |confidence - accuracy| of its bin.
 
-    Bins of equal width over 0 … 1 (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+    Bins of equal width over 0 … 1 (Guo et al. 2017, arXiv:1706.04599, eq. 3). Departure: a confidence on the
+    edge of two bins counts in the upper one.
     """
 
     def __init__(self, bins: int = 15):
+        if bins < 1:
+            raise UsageError(f"Calibration: bins is {bins}, expected at least 1; 15 is usual")
         self.bins = bins
         super().__init__()
 
@@ -167,7 +202,8 @@ class Calibration(_Sums):
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
         confidence, best = said.double().softmax(-1).max(-1)
         where = (confidence * self.bins).nan_to_num().long().clamp(0, self.bins - 1)
-        rows = torch.stack([torch.ones_like(confidence), confidence, (best == targets).double()])
+        right = (best == _classes(self, said, targets)).double()
+        rows = torch.stack([torch.ones_like(confidence), confidence, right])
         return torch.zeros(3, self.bins, dtype=torch.float64).index_add(1, where, rows)
 
     def value(self) -> float:
@@ -183,25 +219,33 @@ class Calibration(_Sums):
 
 
 class Kappa(Score):
-    """Cohen's kappa: how far accuracy exceeds that of guessing by the frequencies of both sides."""
+    """Cohen's kappa: how far accuracy exceeds that of guessing by the frequencies of both sides (Cohen 1960).
+
+    The table grows to the most classes that an output had, C; memory and an update cost O(C²).
+    """
+
+    undefined = "an output was NaN, or all targets and answers are of one class"
 
     def __init__(self) -> None:
+        self.count = 0
         self.missed = 0
-        self.table = torch.zeros(0, 0, dtype=torch.int64)  # truth x answer
+        self.table = torch.zeros(0, 0, dtype=torch.int64)  # truth x answer, without the undefined
 
     def update(self, answer: Answer, said: Tensor | None) -> None:
         if said is None:
             self.missed += int(answer.target_mask.sum())
             return
         said, targets = _revealed(self, answer, said)
-        classes = said.shape[-1]
-        cells = torch.bincount(targets * classes + said.argmax(-1), minlength=classes * classes)
+        targets, classes = _classes(self, said, targets), said.shape[-1]
+        defined = _outcome(said, targets) != UNDEFINED
+        cells = torch.bincount((targets * classes + said.argmax(-1))[defined], minlength=classes * classes)
         self.table = _grown(self.table, classes) + _grown(cells.reshape(classes, classes), len(self.table))
+        self.count += len(targets)
 
     def value(self) -> float:
         counts = self.table.double()
         total = counts.sum()
-        if not total:
+        if not self.count or total < self.count:
             return math.nan
         observed = counts.trace() / total
         expected = (counts.sum(0) * counts.sum(1)).sum() / total.square()
@@ -209,19 +253,20 @@ class Kappa(Score):
         return float((observed - expected) / (1 - expected)) if expected < 1 else math.nan
 
     def merge(self, other: Any) -> Any:
+        _check_alike(self, other)
         both = self.fresh()
         both.table = _grown(self.table, len(other.table)) + _grown(other.table, len(self.table))
-        both.missed = self.missed + other.missed
+        both.count, both.missed = self.count + other.count, self.missed + other.missed
         return both
 
     def fresh(self) -> Any:
         return type(self)()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"table": self.table, "missed": self.missed}
+        return {"table": self.table, "count": self.count, "missed": self.missed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.table, self.missed = state["table"], state["missed"]
+        self.table, self.count, self.missed = state["table"], state["count"], state["missed"]
 
 
 class TemporalKappa(Score):
@@ -229,56 +274,67 @@ class TemporalKappa(Score):
 
     Žliobaitė et al. 2015, Evaluation methods and decision theory for classification of streaming data
     with temporal dependence, Machine Learning 98. The first answer of a stream has no label before it and
-    counts for neither. "Last" is in the order in which answers came.
+    counts for neither. "Last" is in the order in which answers came. The label of a forgotten question was
+    revealed too, so no-change knows it although it is not scored. Memory: two labels for each stream.
     """
 
+    nothing = "no answers yet that follow another one of their stream"
+    undefined = "an output was NaN, or the labels never changed"
+
     def __init__(self) -> None:
+        self.count = 0
         self.missed = 0
-        self.counts = torch.zeros(3, dtype=torch.int64)  # compared, right, no-change right
-        # First answer of each stream (label, whether right) and its last label; -1 where there is none.
+        self.counts = torch.zeros(3, dtype=torch.int64)  # right, no-change right, undefined
+        # First answer of each stream (label, what became of it) and its last label; -1 where there is none.
         self.first = torch.full((0, 2), -1)
         self.last = torch.full((0,), -1)
 
     def update(self, answer: Answer, said: Tensor | None) -> None:
-        row = torch.nonzero(answer.target_mask, as_tuple=True)[0]
         if said is None:
-            self.missed += len(row)
+            targets = answer.targets[answer.target_mask].cpu().long()
+            outcome = torch.full_like(targets, MISSED)
+            self.missed += len(targets)
+        else:
+            said, targets = _revealed(self, answer, said)
+            targets = _classes(self, said, targets)
+            outcome = _outcome(said, targets)
+        if not len(targets):
             return
-        said, targets = _revealed(self, answer, said)
-        if not len(row):
-            return
-        rows, order = answer.rows[row].sort(stable=True)
-        targets, right = targets[order], (said.argmax(-1) == targets)[order].long()
+        row = torch.nonzero(answer.target_mask, as_tuple=True)[0]
+        rows, order = answer.rows[row].cpu().sort(stable=True)
+        targets, outcome = targets[order], outcome[order]
         self._grow(int(rows[-1]) + 1)
         starts = torch.ones_like(rows, dtype=torch.bool)
         starts[1:] = rows[1:] != rows[:-1]
         before = torch.where(starts, self.last[rows], targets.roll(1))
-        new = before < 0
-        self.first = self.first.index_put((rows[new],), torch.stack([targets[new], right[new]], 1))
-        ends = starts.roll(-1)
+        new, ends = before < 0, starts.roll(-1)
+        self.first = self.first.index_put((rows[new],), torch.stack([targets[new], outcome[new]], 1))
         self.last = self.last.index_put((rows[ends],), targets[ends])
-        known = ~new
-        stays = (before == targets) & known
-        self.counts = self.counts + torch.stack([known.sum(), (right * known).sum(), stays.sum()])
+        self._count(before, targets, outcome)
+
+    def _count(self, before: Tensor, label: Tensor, outcome: Tensor) -> None:
+        compared = (before >= 0) & (label >= 0) & (outcome != MISSED)
+        found = torch.stack([outcome == RIGHT, before == label, outcome == UNDEFINED])
+        self.counts = self.counts + (found & compared).sum(1)
+        self.count += int(compared.sum())
 
     def value(self) -> float:
-        compared, right, stayed = self.counts.tolist()
-        if not compared:
+        right, stayed, undefined = self.counts.tolist()
+        if undefined or self.count == stayed:
             return math.nan
-        return (right - stayed) / (compared - stayed) if compared > stayed else math.nan
+        return (right - stayed) / (self.count - stayed)
 
     def merge(self, other: Any) -> Any:
+        _check_alike(self, other)
         both = self.fresh()
-        both.missed = self.missed + other.missed
         streams = max(len(self.last), len(other.last))
         mine, theirs = (_copy_grown(self, streams), _copy_grown(other, streams))
-        # The first answer of the later part follows the last one of the earlier.
-        joined = (mine.last >= 0) & (theirs.first[:, 0] >= 0)
-        stays = joined & (mine.last == theirs.first[:, 0])
-        border = torch.stack([joined.sum(), (theirs.first[:, 1] * joined).sum(), stays.sum()])
-        both.counts = mine.counts + theirs.counts + border
+        both.counts, both.count = mine.counts + theirs.counts, mine.count + theirs.count
+        both.missed = self.missed + other.missed
         both.first = torch.where(mine.first[:, :1] >= 0, mine.first, theirs.first)
         both.last = torch.where(theirs.last >= 0, theirs.last, mine.last)
+        # The first answer of the later part follows the last one of the earlier.
+        both._count(mine.last, *theirs.first.unbind(1))
         return both
 
     def fresh(self) -> Any:
@@ -290,15 +346,16 @@ class TemporalKappa(Score):
             self.last = torch.cat([self.last, torch.full((missing,), -1)])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"counts": self.counts, "first": self.first, "last": self.last, "missed": self.missed}
+        tensors = {"counts": self.counts, "first": self.first, "last": self.last}
+        return {**tensors, "count": self.count, "missed": self.missed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.counts, self.first, self.last = state["counts"], state["first"], state["last"]
-        self.missed = state["missed"]
+        self.count, self.missed = state["count"], state["missed"]
 
 
 class AbsoluteError(_Sums):
-    """Mean absolute error of a point prediction, in units of the target.
+    """Mean absolute error of a point prediction, in units of the target; its mean where a target has many numbers.
 
     Args:
         point: output `(n, ...)` -> prediction in the shape of the targets; the mean of a Gaussian mixture if not given.
@@ -312,7 +369,9 @@ class AbsoluteError(_Sums):
         return type(self)(self.point)
 
     def _add(self, said: Tensor, targets: Tensor) -> Tensor:
-        apart = (self.point(said).double() - targets.double()).abs()
+        predictions = self.point(said)
+        _check_shape(self, "predictions", predictions, tuple(targets.shape))
+        apart = (predictions.double() - targets.double()).abs()
         return apart.reshape(len(targets), -1).mean(1).sum().reshape(1)
 
 
@@ -333,6 +392,7 @@ class Scores:
         return {name: score.value() for name, score in self._scores.items()}
 
     def merge(self, other: Any) -> Any:
+        self._check_names("merge", other._scores)
         return type(self)(**{name: score.merge(other[name]) for name, score in self._scores.items()})
 
     def fresh(self) -> Any:
@@ -342,12 +402,22 @@ class Scores:
         return {name: score.state_dict() for name, score in self._scores.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._check_names("load_state_dict", state)
         for name, score in self._scores.items():
             score.load_state_dict(state[name])
+
+    def _check_names(self, called: str, other: Iterable[str]) -> None:
+        if set(other) != set(self._scores):
+            raise UsageError(
+                f"Scores.{called}: got the scores {', '.join(sorted(other))} but these are "
+                f"{', '.join(sorted(self._scores))}; give the same scores under the same names"
+            )
 
 
 class Grouped:
     """One copy of a score for each value of a tag; memory grows with the number of values.
+
+    A group sees only its own answers, so what no-change says in a group is the last label of that group.
 
     Args:
         score: an empty score, copied for each group.
@@ -361,15 +431,31 @@ class Grouped:
     def update(self, answer: Answer, said: Tensor | None) -> None:
         if self.by not in answer.tags:
             return
-        tag = torch.as_tensor(answer.tags[self.by]).expand(answer.target_mask.shape)
+        tag = self._tag(answer)
         for value in tag[answer.target_mask].unique().tolist():
             group = self.groups.setdefault(value, self.score.fresh())
             group.update(answer._replace(target_mask=answer.target_mask & (tag == value)), said)
+
+    def _tag(self, answer: Answer) -> Tensor:
+        tag, shape = answer.tags[self.by], answer.target_mask.shape
+        whole = isinstance(tag, int) or (isinstance(tag, Tensor) and tag.shape == shape and not tag.is_floating_point())
+        if not whole:
+            got = f"{type(tag).__name__} {tuple(getattr(tag, 'shape', ()))}".removesuffix(" ()")
+            raise UsageError(
+                f"Grouped: the tag {self.by!r} is a {got}, expected an int or an int tensor {tuple(shape)}; "
+                "number the values"
+            )
+        return torch.as_tensor(tag, device=answer.target_mask.device).expand(shape)
 
     def value(self) -> dict[int, float]:
         return {value: self.groups[value].value() for value in sorted(self.groups)}
 
     def merge(self, other: Any) -> Any:
+        if self.by != other.by:
+            raise UsageError(
+                f"Grouped.merge: one is by {self.by!r}, the other by {other.by!r}; merge groups of one tag"
+            )
+        _check_alike(self.score, other.score)
         both = self.fresh()
         for value in self.groups.keys() | other.groups.keys():
             empty = self.score.fresh()
@@ -390,24 +476,54 @@ class Grouped:
 
 
 def _revealed(score: Score, answer: Answer, said: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and targets at the n revealed places, `(n, ...)` each."""
+    """Outputs (at least float32) and targets at the n revealed places, `(n, ...)` each, on the CPU."""
     shown = answer.target_mask
-    if said.shape[:2] != shown.shape:
+    if said.shape[:2] != shown.shape or answer.targets.shape[:2] != shown.shape or len(answer.rows) != len(shown):
         raise UsageError(
             f"{type(score).__name__}: the output is {tuple(said.shape)} but the answer has {tuple(shown.shape)} "
-            "targets; give what was said to this question, for the rows of the answer"
+            f"targets in {tuple(answer.targets.shape)} for {len(answer.rows)} rows; "
+            "give what was said to this question, for the rows of the answer"
         )
-    targets = answer.targets[shown]
-    if (
-        not targets.is_floating_point()
-        and len(targets)
-        and not 0 <= int(targets.min()) <= int(targets.max()) < said.shape[-1]
-    ):
+    outputs = said.detach()[shown.to(said.device)].cpu()
+    narrow = outputs.dtype in (torch.float16, torch.bfloat16)
+    return outputs.float() if narrow else outputs, answer.targets[shown].cpu()
+
+
+def _classes(score: Score, said: Tensor, targets: Tensor) -> Tensor:
+    """The targets as int64, once they are known to be classes of the output; said `(n, C)`, targets `(n,)`."""
+    name = type(score).__name__
+    if said.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
         raise UsageError(
-            f"{type(score).__name__}: targets go from {int(targets.min())} to {int(targets.max())} but the output has "
+            f"{name}: for each answer the output is {tuple(said.shape[1:])} and the target {tuple(targets.shape[1:])} "
+            f"{targets.dtype}, expected (C,) logits and one int class; choose a score that fits such targets"
+        )
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < said.shape[-1]:
+        raise UsageError(
+            f"{name}: targets go from {int(targets.min())} to {int(targets.max())} but the output has "
             f"{said.shape[-1]} classes, 0 to {said.shape[-1] - 1}; make the model with more outputs"
         )
-    return said[shown], targets
+    return targets.long()
+
+
+def _outcome(said: Tensor, targets: Tensor) -> Tensor:
+    """WRONG, RIGHT or UNDEFINED for each answer. `(n, C)`, `(n,)` int64 -> `(n,)` int64."""
+    right = (said.argmax(-1) == targets).long()
+    return torch.where(said.isnan().any(-1), UNDEFINED, right)
+
+
+def _check_shape(score: Score, what: str, found: Tensor, expected: tuple[int, ...]) -> None:
+    # Broadcasting would make a number out of any pair of shapes.
+    if found.shape != expected:
+        raise UsageError(
+            f"{type(score).__name__}: {what} of shape {tuple(found.shape)} came for {expected[0]} answers, "
+            f"expected {expected}; mend the function that the score was given"
+        )
+
+
+def _check_alike(score: Any, other: Any) -> None:
+    if type(score) is not type(other) or getattr(score, "bins", None) != getattr(other, "bins", None):
+        one, two = (type(s).__name__ + (f"(bins={s.bins})" if hasattr(s, "bins") else "") for s in (score, other))
+        raise UsageError(f"{one}.merge: got {two}, expected {one}; merge scores of one kind and the same settings")
 
 
 def _grown(table: Tensor, classes: int) -> Tensor:
