@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import random
 import warnings
 from collections.abc import Callable
@@ -267,16 +268,19 @@ def test_a_fault_at_any_operation_leaves_the_old_or_the_new_life(
 class PowerLoss(Failing):
     """A crash after which what was not synced is gone: files are torn, renames are undone."""
 
-    def __init__(self, at: int, seed: int):
+    def __init__(self, at: int, seed: int, root: Path):
         super().__init__(at, crash=True)
-        self.draw = random.Random(seed)
-        self.unsynced: list[Path] = []
+        self.draw, self.root = random.Random(seed), root
+        self.unsynced: set[int] = set()  # by inode, since a file may be renamed before the loss
         self.renamed: list[tuple[Path, Path]] = []
 
-    def write(self, path: Path, data: bytes) -> None:
-        self.unsynced.append(path)
-        super().write(path, data)
-        self.unsynced.remove(path)
+    def _write(self, handle: int, data: bytes) -> None:
+        self.unsynced.add(os.fstat(handle).st_ino)
+        super()._write(handle, data)
+
+    def sync(self, handle: int) -> None:
+        super().sync(handle)
+        self.unsynced.discard(os.fstat(handle).st_ino)
 
     def sync_folder(self, folder: Path) -> None:
         super().sync_folder(folder)
@@ -287,8 +291,8 @@ class PowerLoss(Failing):
         self.renamed.append((old, new))
 
     def lose(self) -> None:
-        for path in self.unsynced:
-            if path.exists():
+        for path in self.root.rglob("*"):
+            if path.is_file() and path.stat().st_ino in self.unsynced:
                 path.write_bytes(path.read_bytes()[: self.draw.randrange(path.stat().st_size + 1)])
         # A journal keeps the order of renames: a suffix of those not synced is undone.
         for old, new in reversed(self.renamed[self.draw.randrange(len(self.renamed) + 1) :]):
@@ -303,7 +307,7 @@ def test_a_power_loss_at_any_operation_leaves_the_old_or_the_new_life(prepare: P
         for seed in range(2):
             folder = tmp_path / f"{at}-{seed}"
             before, this = prepare(folder)
-            disk = PowerLoss(at, seed)
+            disk = PowerLoss(at, seed, folder)
             with contextlib.suppress(Crash):
                 this.save(folder, disk=disk)
             ended = disk.done <= at

@@ -96,6 +96,10 @@ def test_merging_parts_is_one_pass(name: str, cuts: list[int], seed: int, forgot
         both = merged.merge(piece)
         assert differences(before, (merged.state_dict(), piece.state_dict())) == []
         merged = both
+    from_behind = pieces[-1]
+    for piece in reversed(pieces[:-1]):
+        from_behind = piece.merge(from_behind)
+    assert from_behind.value() == pytest.approx(merged.value(), rel=1e-12, nan_ok=True)
     assert merged.value() == pytest.approx(whole.value(), rel=1e-12, nan_ok=True)
     assert (merged.count, merged.missed) == (whole.count, whole.missed)
 
