@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pliant.core import Answer, Question, UsageError, leaves, map_state
-from pliant.core.pack import differences
+from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Learner, bptt
 from pliant.optim import Probe, Schedule, Upkeep, adamw, warmup
 from pliant.streams import Stream, drift
@@ -392,6 +392,31 @@ def test_held_out_items_are_not_learned_from() -> None:
         if batch.question is None:
             break
         ours.predict(batch.question)
+
+
+def test_targets_that_may_not_be_learned_from_teach_nothing() -> None:
+    asked = question(noise(2, 4, 3), 0)
+    targets = torch.randint(2, (2, 4), generator=torch.Generator().manual_seed(1))
+    may = torch.tensor([[True, False, True, False], [False, False, True, True]])
+    found = []
+    for told in (targets, torch.where(may, targets, 1 - targets)):
+        ours = learner(Signs())
+        ours.predict(asked)
+        record = ours.learn(answer_to(asked, told)._replace(learn_mask=may))
+        found.append((ours.state_dict()["model"], record.nats, record.learned))
+    assert differences(found[0], found[1]) == []
+    assert found[0][2] == 4
+
+
+def test_the_generator_of_upkeep_goes_on_where_it_was_saved() -> None:
+    stream = Signs(20)
+    ours = learner(stream)
+    ours.keep.append(Noting("a"))
+    go(ours, stream, 8)
+    twin, other = learner(stream, seed=1), copy.deepcopy(stream)
+    twin.keep.append(Noting("a"))
+    twin.load_state_dict(unpack(*pack(ours.state_dict())))
+    assert repr(go(twin, other)) == repr(go(ours, stream))
 
 
 def test_a_stream_that_changes_shape_is_refused() -> None:
