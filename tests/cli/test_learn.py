@@ -1,8 +1,10 @@
 """The main job from the command line."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,21 @@ def test_memory_is_flat() -> None:
     command = [sys.executable, str(script), "--steps", "20000", "--opponents", "majority"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_can_be_continued_to_the_same_bytes(number: int, tmp_path: Path) -> None:
+    options = [*SHORT, "--answers", "2000", "--no-report", "--save-every", "100000"]
+    command = [sys.executable, "-m", "pliant.cli", "learn", "digits", *options, "--run"]
+    process = subprocess.Popen([*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True)
+    records = tmp_path / "stopped" / "records.jsonl"
+    while process.poll() is None and not (records.exists() and records.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert "--resume --run" in said
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    for name, more in (("stopped", ["--resume"]), ("whole", [])):
+        assert subprocess.run([*command, str(tmp_path / name), *more], capture_output=True).returncode == 0
+    assert records.read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
