@@ -39,7 +39,7 @@ class DigitsConfig:
     """Answers per task."""
     by: Literal["row", "pixel"] = "row"
     """How an image is read: 8 steps of 8 pixels, or 64 steps of one."""
-    answers: int = 48_000
+    answers: int = 40_000
     """Answers in the whole run."""
     forever: bool = False
     """Go on after --answers, until stopped; opponents are frozen and compared as if the run had that length."""
