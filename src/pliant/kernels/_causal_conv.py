@@ -40,6 +40,7 @@ def causal_conv(
     keep = torch.promote_types(x.dtype, torch.float32)
     if history is None:
         history = x.new_zeros(batch, reach, *x.shape[2:], dtype=keep)
+    x = x if mask is None else _where(mask, x)  # not even their gradient may read masked steps
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     if mask is None and reset is None:
         y = padded[:, :steps] * weight[0]
