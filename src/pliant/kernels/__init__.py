@@ -5,6 +5,7 @@
 """
 
 from pliant.kernels._causal_conv import causal_conv
+from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._linear_scan import linear_scan
 
-__all__ = ["causal_conv", "linear_scan"]
+__all__ = ["BlockWeights", "gated_block", "gated_block_fits", "causal_conv", "linear_scan"]

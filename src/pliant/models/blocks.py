@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from pliant.core import Role
 from pliant.core.roles import prefix
-from pliant.mixers import SequenceMixer
+from pliant.kernels import BlockWeights, gated_block, gated_block_fits
+from pliant.mixers import GatedLRU, SequenceMixer
+from pliant.mixers.gated_lru import DECAY_POWER, MAX_SQRT_DERIVATIVE, GatedLRUState, RGLRUState
 
 NORM_EPS = 1e-6
 
@@ -59,9 +61,43 @@ class Block(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T *E D"], Any]:
+        if isinstance(self.mixer, GatedLRU) and gated_block_fits(x, state.lru.h, self.mlp.linear_in.weight):
+            return self._at_once(self.mixer, x, state, reset, mask)
         mixed, state = self.mixer(self.mixer_norm(x), state, reset=reset, mask=mask)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), state
+
+    def _at_once(
+        self, mixer: GatedLRU, x: Tensor, state: GatedLRUState, reset: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, GatedLRUState]:
+        """`forward` in one pass over a narrow model; a hook on a part of the block does not see it."""
+        lru, mlp = mixer.lru, self.mlp
+        weights = BlockWeights(
+            self.mixer_norm.weight,
+            mixer.linear_x.weight,
+            mixer.linear_x.bias,
+            mixer.linear_y.weight,
+            mixer.linear_y.bias,
+            mixer.conv_weight,
+            mixer.conv_bias,
+            lru.input_gate.weight,
+            lru.input_gate.bias,
+            lru.decay_gate.weight,
+            lru.decay_gate.bias,
+            lru.decay,
+            mixer.linear_out.weight,
+            mixer.linear_out.bias,
+            self.mlp_norm.weight,
+            mlp.linear_in.weight,
+            mlp.linear_in.bias,
+            mlp.linear_out.weight,
+            mlp.linear_out.bias,
+        )
+        y, conv, h, fresh = gated_block(
+            x, state.conv, state.lru.h, state.lru.fresh, weights, reset, mask,
+            decay_power=DECAY_POWER, max_derivative=MAX_SQRT_DERIVATIVE, eps=NORM_EPS,
+        )  # fmt: skip
+        return y, GatedLRUState(conv, RGLRUState(h, fresh))
 
     def roles(self) -> dict[str, Role]:
         norms = {"mixer_norm.weight": Role.GAIN, "mlp_norm.weight": Role.GAIN}
