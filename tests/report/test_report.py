@@ -5,110 +5,13 @@ import math
 import re
 import shutil
 import subprocess
-import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pliant.core import UsageError
 from pliant.report import write_report
-
-MEMBERS = {"pliant": 1.0, "majority": 3.3, "no-change": 3.0, "frozen": 2.5, "retrained": 1.5}
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-def make_run(folder: Path, windows: int = 8, finished: bool = True, schema: int = 1, **config: Any) -> Path:
-    """A run folder with plain curves; 500 answers a window, a task every 2,000."""
-    folder.mkdir(parents=True)
-    config = {"change": "permute", "answers": 4000, "retrain": 2000} | config
-    _write(folder / "config.json", {"schema": schema, "command": "learn digits", "config": config})
-    _write(folder / "environment.json", {"pliant": "0.1.0", "packages": {"torch": "2.13.0"}, "commit": None})
-    records = [_record(index) for index in range(windows)]
-    timing = [{"answers": row["answers"], "session": 0, "seconds": 2.0 * (index + 1), "rss": 400 << 20,
-               "cpu": {"pliant": 0.5, "majority": 0.01, "no-change": 0.01, "frozen": 0.2, "retrained": 1.0}}
-              for index, row in enumerate(records)]  # fmt: skip
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
-    (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in timing))
-    if finished:
-        _write(folder / "summary.json", _summary(500 * windows))
-    return folder
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value))
-
-
-def _record(index: int) -> dict[str, Any]:
-    worse = 0.1 * (index % 4)
-    members = {name: {"answers": 500, "bits": bits + worse, "accuracy": 0.5} for name, bits in MEMBERS.items()}
-    members["no-change"]["bits"] = 3.0
-    return {"answers": 500 * (index + 1), "update": 31, "task": index // 4, "nats": 1.0, "outcomes": {"updated": 31},
-            "members": members}  # fmt: skip
-
-
-def _summary(answers: int) -> dict[str, Any]:
-    bins = [{"count": 10, "confidence": 0.1 * i, "accuracy": 0.09 * i} for i in range(1, 10)]
-    members = {
-        name: {"answers": answers, "bits": bits, "total_bits": bits * answers, "bits_saved": (3.0 - bits) * answers,
-               "accuracy": 0.75, "brier": 0.3, "calibration": 0.04, "kappa": 0.7, "temporal_kappa": 0.6,
-               "visits": {"first visit": {"accuracy": 0.71, "bits": 1.1}, "held out": {"accuracy": 0.72, "bits": 1.2}},
-               "reliability": [*bins, {"count": 0, "confidence": math.nan, "accuracy": math.nan}], "missed": 0}
-        for name, bits in MEMBERS.items()
-    }  # fmt: skip
-    return {"answers": answers, "updates": 250, "reference": "no-change", "members": members, "parameters": 1234}
-
-
-class Page(HTMLParser):
-    """Tags, texts and attributes of a page; complains about tags that do not match."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.texts).split())
-
-
-def check(page: str) -> Page:
-    """What holds for every page."""
-    parsed = Page(page)
-    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
-        root = ElementTree.fromstring(svg)
-        assert root.get("role") == "img" and root.get("aria-label")
-    for tag, attrs in parsed.tags:
-        assert tag not in {"script", "iframe", "object", "img"}
-        assert not any(name.startswith("on") for name in attrs)
-        links = [attrs[name] or "" for name in ("href", "src", "xlink:href") if name in attrs]
-        assert all(link == "data:," or (link.startswith("#") and link[1:] in ids) for link in links)
-        for name in re.findall(r"url\(#?(.*?)\)", " ".join(value or "" for value in attrs.values())):
-            assert name in ids
-    assert "http:" not in page.replace("http://www.w3.org/2000/svg", "") and "https:" not in page
-    assert "@import" not in page
-    return parsed
+from tests.report.pages import check, make_run, make_table_run, record, summary, write
 
 
 def test_one_run_has_every_figure_and_table(tmp_path: Path) -> None:
@@ -142,10 +45,10 @@ def test_equal_configs_are_told_apart_by_folder(tmp_path: Path) -> None:
 
 def test_an_opponent_that_does_better_is_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    summary = _summary(4000)
-    summary["members"]["frozen"]["bits_saved"] = 10_000
-    summary["members"]["pliant"]["bits_saved"] = -400
-    _write(folder / "summary.json", summary)
+    told = summary(4000)
+    told["members"]["frozen"]["bits_saved"] = 10_000
+    told["members"]["pliant"]["bits_saved"] = -400
+    write(folder / "summary.json", told)
     text = check(write_report([folder]).read_text()).text
     assert "pliant lost 400 bits" in text
     assert "frozen saved 2.50 per answer, more than ours, at 0.4 times the compute" in text
@@ -160,10 +63,10 @@ def test_same_folder_same_bytes(tmp_path: Path) -> None:
 def test_what_comes_from_a_run_is_text(tmp_path: Path) -> None:
     evil = '<script>alert(1)<|script> $x_2$ "onload=a -- ]]> \u202e{{ 7*7 }}'
     first = make_run(tmp_path / evil, note=f"{evil}\x00\ud800</script>")
-    row = _record(0)
+    row = record(0)
     row["members"][evil] = row["members"]["frozen"]
     row["task"], row["outcomes"] = evil, {evil: 3}
-    (first / "records.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(_record(5)) + "\n")
+    (first / "records.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(record(5)) + "\n")
     page = check(write_report([first, make_run(tmp_path / "漢字 <b>")], tmp_path / "page.html").read_text())
     assert "<script>alert(1)<|script> $x_2$" in page.text and "{{ 7*7 }}" in page.text
     assert "漢字 <b>" in page.text
@@ -193,7 +96,7 @@ def test_cost_of_all_sessions_counts_and_torn_lines_do_not(tmp_path: Path) -> No
 
 def test_windows_without_a_finite_score_leave_a_gap(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", finished=False)
-    rows = [_record(index) for index in range(8)]
+    rows = [record(index) for index in range(8)]
     rows[2]["members"]["pliant"]["bits"] = math.nan
     rows[3]["members"]["pliant"]["bits"] = math.inf
     del rows[4]["members"]["frozen"], rows[5]["members"], rows[6]["members"]["retrained"]["accuracy"]
@@ -205,7 +108,7 @@ def test_windows_without_a_finite_score_leave_a_gap(tmp_path: Path) -> None:
 
 def test_outcomes_that_matter_are_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    rows = [_record(index) | {"outcomes": {"updated": 30, "asked": 1, "non-finite loss": 2}} for index in range(3)]
+    rows = [record(index) | {"outcomes": {"updated": 30, "asked": 1, "non-finite loss": 2}} for index in range(3)]
     (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = check(write_report([folder]).read_text()).text
     assert "non-finite loss, 6 times: the loss was not a finite number" in text and "asked" not in text
@@ -213,7 +116,7 @@ def test_outcomes_that_matter_are_named(tmp_path: Path) -> None:
 
 def test_a_run_whose_scores_are_all_missing_is_shown(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", finished=False)
-    rows = [_record(0) | {"members": {"pliant": {"answers": 500, "bits": math.nan, "accuracy": math.nan}}}]
+    rows = [record(0) | {"members": {"pliant": {"answers": 500, "bits": math.nan, "accuracy": math.nan}}}]
     (folder / "records.jsonl").write_text(json.dumps(rows[0]) + "\n")
     (folder / "timing.jsonl").unlink()
     assert "no finite score against no-change" in check(write_report([folder]).read_text()).text
@@ -265,9 +168,10 @@ def test_a_browser_shows_it_and_asks_for_nothing_more(tmp_path: Path) -> None:
     if browser is None:
         pytest.skip("chromium is not installed")
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", change="<script>console.error(1)</script>")]
+    runs += [make_table_run(tmp_path / "c"), make_table_run(tmp_path / "d", numbers=True)]
     page = write_report(runs, tmp_path / "page.html")
     document, console, asked = browse(browser, page)
-    assert document.count("<svg") == 3 + 2 * 6 and "pliant saved" in document
+    assert document.count("<svg") == 2 + 2 * 6 + 2 * 7 and "pliant saved" in document and "Coverage" in document
     assert console == [] and asked == []
     # The same with a planted fault of each kind, so that silence means something.
     bad = tmp_path / "bad.html"
