@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pliant.core import Answer, Question, UsageError, leaves, map_state
 from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Learner, bptt
+from pliant.learn.rules import Asked
 from pliant.optim import Probe, Schedule, Upkeep, adamw, warmup
 from pliant.streams import Stream, drift
 from tests.learn.worlds import Signs, items, late, learner
@@ -103,7 +106,7 @@ def test_reusing_gives_the_same_gradients_to_the_bit() -> None:
     ours.predict(batch.question)
     other.predict(batch.question)
     (answer,) = stream.send(None).answers
-    assert ours._valid_tape(ours._past(answer.time)) is not None
+    assert ours._valid_tape(list(ours._back_from(answer.time))[:1]) is not None
     assert other._tape is None
     one, two = gradients_of(ours, answer)[0], gradients_of(other, answer)[0]
     assert differences(one, two) == []
@@ -175,15 +178,102 @@ def test_inside_a_long_question_a_gradient_ends_every_window_steps(reuse: bool) 
     compare(gradients_of(ours, answer_to(asked, targets))[0], expected)
 
 
+@given(
+    steps=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    fresh=st.lists(st.booleans(), min_size=12, max_size=12),
+    window=st.integers(1, 12),
+)
+def test_a_window_is_as_many_whole_questions_as_fit(steps: list[int], fresh: list[bool], window: int) -> None:
+    past = [
+        Asked.of(question(torch.zeros(1, n, 1), t, reset=new), None, torch.zeros(0))
+        for t, (n, new) in enumerate(zip(steps, fresh, strict=False))
+    ]
+    reached = [asked.question.time for asked in bptt(window).reach(reversed(past))]
+    last = len(past) - 1
+    fits = [k for k in range(last + 1) if not any(fresh[k + 1 : last + 1]) and sum(steps[k:]) <= window]
+    assert reached == list(range(min([last, *fits]), last + 1))
+    held = [asked.question.time for asked in bptt(window).held(reversed(past))]
+    assert held == [k for k in range(last, -1, -1) if sum(steps[k:]) + 1 <= window]
+
+
+@pytest.mark.parametrize("delay", [0, 3])
+@pytest.mark.parametrize("loss", ["own", "default"])
+def test_a_window_of_one_step_questions_learns_all_its_answers_at_once(delay: int, loss: str) -> None:
+    x, targets = noise(2, 12, 3), torch.randint(2, (2, 12), generator=torch.Generator().manual_seed(1))
+    ours = learner(Signs(), window=5, clip_norm=None)
+    ours.rule = bptt(5, every=10, revisit=True)  # both targets of five answers
+    if loss == "own":
+        ours._sink = None
+    before, asked = [ours.model.init_state(2)], []
+    for t in range(5 + delay):
+        asked.append(question(x[:, t : t + 1], t))
+        ours.predict(asked[-1])
+        before.append(ours.memory)
+    for t in range(4):
+        assert ours.learn(answer_to(asked[t], targets[:, t : t + 1])).outcome == "gathered"
+    expected = reference(ours.model, before[0], x[:, :5], targets[:, :5])
+    found, record = gradients_of(ours, answer_to(asked[4], targets[:, 4:5]))
+    assert (record.outcome, record.learned) == ("updated", 10)
+    compare(found, expected)
+
+
+def test_a_window_with_missing_and_partial_answers_learns_what_there_is() -> None:
+    x, targets = noise(2, 4, 3), torch.randint(2, (2, 4), generator=torch.Generator().manual_seed(1))
+    use = torch.tensor([[True, False, True, True], [True, False, False, True]])
+    found = []
+    for silent in (True, False):  # a question without an answer, or with one that says nothing
+        ours = learner(Signs(), window=4, clip_norm=None)
+        ours.rule = bptt(4, every=5, revisit=True)
+        for t in range(4):
+            asked = question(x[:, t : t + 1], t)
+            ours.predict(asked)
+            if not (silent and t == 1):
+                answer = answer_to(asked, targets[:, t : t + 1])._replace(learn_mask=use[:, t : t + 1])
+                gradients, record = gradients_of(ours, answer)
+        assert (record.outcome, record.learned) == ("updated", 5)
+        found.append(gradients)
+    output, _ = ours.model(x, ours.model.init_state(2))
+    assert differences(found[0], found[1]) == []
+    fresh = learner(Signs(), window=4)
+    output, _ = fresh.model(x, fresh.model.init_state(2))
+    fresh.model.nats(output[use], targets[use]).mean().backward()
+    compare(found[0], {name: p.grad for name, p in fresh.model.named_parameters()})
+
+
+def test_a_question_asked_again_is_known_anew() -> None:
+    x = noise(2, 3, 3)
+    ours = learner(Signs(), window=8)
+    ours.rule = bptt(8, revisit=True)
+    for _ in range(3):
+        for t in range(3):
+            asked = question(x[:, t : t + 1], t)
+            ours.predict(asked)
+            assert ours.learn(answer_to(asked, torch.zeros(2, 1, dtype=torch.int64))).outcome == "updated"
+        assert [len(parts) for parts in ours._known.values()] == [1, 1, 1]
+    assert ours.updates == 9
+
+
+def test_what_the_optimizer_was_shown_is_not_written_over() -> None:
+    stream = Signs(20)
+    ours = learner(stream)
+    kept: list[tuple[Tensor, Tensor]] = []
+    ours.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: kept.extend((p.grad, p.grad.clone()) for p in ours.model.parameters())
+    )
+    go(ours, stream, 6)
+    assert len(kept) > 20
+    assert all(held.equal(copied) for held, copied in kept)
+
+
 def test_a_reset_in_every_row_needs_nothing_before_it() -> None:
     x, targets = noise(2, 8, 3), torch.randint(2, (2, 8), generator=torch.Generator().manual_seed(1))
     ours = learner(Signs(), window=32)
     ours.predict(question(x[:, :4], 0))
     asked = question(x[:, 4:], 4, reset=True)
     ours.predict(asked)
-    past = ours._past(4)
-    assert ours.rule.first(past) == 1
-    assert ours._valid_tape(past) is not None
+    reached = ours.rule.reach(ours._back_from(4))
+    assert [asked.question.time for asked in reached] == [4]
+    assert ours._valid_tape(reached) is not None
     assert ours.learn(answer_to(asked, targets[:, 4:])).outcome == "updated"
 
 

@@ -69,3 +69,63 @@ def test_rates_over_updates() -> None:
     assert warmup(0)(0) == 1
     fall = warmup_cosine(2, 12, floor=0.1)
     assert [fall(update) for update in (0, 1, 2, 7, 12, 100)] == pytest.approx([0.5, 1, 1, 0.55, 0.1, 0.1])
+
+
+def torchs(net: SequenceClassifier, like: torch.optim.Optimizer) -> torch.optim.AdamW:
+    """The AdamW of torch with the groups of `like`, over the parameters of `net`."""
+    place = {id(p): k for k, p in enumerate(p for group in like.param_groups for p in group["params"])}
+    twin = adamw(net)
+    assert len(place) == sum(len(group["params"]) for group in twin.param_groups)
+    options = ("lr", "betas", "eps", "weight_decay", "fused")
+    groups = [
+        {"params": mine["params"]} | {name: theirs[name] for name in options}
+        for mine, theirs in zip(twin.param_groups, like.param_groups, strict=True)
+    ]
+    return torch.optim.AdamW(groups)
+
+
+def test_every_step_is_that_of_torch_to_the_bit_also_where_it_takes_the_long_way() -> None:
+    one, two = model(), model()
+    ours = adamw(one, 1e-2, weight_decay=0.1)
+    theirs = torchs(two, ours)
+    calls: list[str] = []
+    ours.register_step_pre_hook(lambda *_: calls.append("before"))
+    ours.register_step_post_hook(lambda *_: calls.append("after"))
+    for round_ in range(5):
+        train(one, ours, 3)
+        train(two, theirs, 3)
+        if round_ == 1:
+            for net in (one, two):  # one that gets no gradient for a while
+                net.head.linear.bias.requires_grad_(False)
+                net.head.linear.bias.grad = None
+        if round_ == 2:
+            for net, optimizer in ((one, ours), (two, theirs)):
+                net.head.linear.bias.requires_grad_(True)
+                optimizer.param_groups[0]["lr"] = 3e-3
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        if round_ == 3:
+            del ours.state[one.embed.weight]
+            del theirs.state[two.embed.weight]
+        assert all(a.equal(b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+        mine, torch_own = ours.state_dict(), theirs.state_dict()
+        assert mine["state"].keys() == torch_own["state"].keys()
+        for key, state in torch_own["state"].items():
+            assert all(value.equal(mine["state"][key][name]) for name, value in state.items())
+    assert calls == ["before", "after"] * 15
+
+
+def test_a_copy_of_the_optimizer_counts_for_itself() -> None:
+    net = model()
+    optimizer = adamw(net)
+    train(net, optimizer, 3)
+    twin_net, twin = copy.deepcopy((net, optimizer))
+    train(twin_net, twin, 2)
+    steps = [{float(state["step"]) for state in each.state.values()} for each in (optimizer, twin)]
+    assert steps == [{3.0}, {5.0}]
+
+
+def test_a_closure_is_called() -> None:
+    net = model()
+    optimizer = adamw(net)
+    train(net, optimizer, 2)
+    assert optimizer.step(lambda: 7.0) == 7.0

@@ -7,5 +7,29 @@
 from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._linear_scan import linear_scan
+from pliant.kernels._mixture import mixture_quantiles
+from pliant.kernels._online import (
+    WIDTHS,
+    ClassCounts,
+    Moments,
+    NumberScale,
+    class_reference,
+    number_reference,
+    online_moments,
+)
 
-__all__ = ["BlockWeights", "gated_block", "gated_block_fits", "causal_conv", "linear_scan"]
+__all__ = [
+    "WIDTHS",
+    "BlockWeights",
+    "ClassCounts",
+    "Moments",
+    "NumberScale",
+    "causal_conv",
+    "class_reference",
+    "gated_block",
+    "gated_block_fits",
+    "linear_scan",
+    "mixture_quantiles",
+    "number_reference",
+    "online_moments",
+]

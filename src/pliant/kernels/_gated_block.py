@@ -1,31 +1,51 @@
-"""One residual block of a gated LRU in a single pass, for small models on a CPU.
+"""A stack of gated LRU blocks in a single pass, for small models on a CPU.
+
+Each block, with σ the logistic function and gelu(z) = z σ(2 GELU (z + CUBIC z³)):
 
     n = rms(x) g_1;  c = conv(W_x n + b_x);  v = RG-LRU(c);  x' = x + W_o (v ⊙ gelu(W_y n + b_y)) + b_o
     m = rms(x') g_2; [p, q] = W_in m + b_in;                 y = x' + W_out (gelu(p) ⊙ q) + b_out
 
-The readable form is `pliant.models.blocks.Block` around `pliant.mixers.GatedLRU`, of which this is
-the same function with the same gradients. At one step of a narrow model nearly all time goes into
-starting some sixty operations and their derivatives; here it is one of each.
+then rms(y) g and, with `Ends`, an embedding before the first block and a linear head after the norm.
 
-Forward keeps what backward needs in one workspace row per step. Both run serially over streams
-and steps; gradients of parameters are sums over both, so they are not split over threads.
+The readable form is `pliant.models.blocks.Stack` around `pliant.mixers.GatedLRU`, of which this is
+the same function with the same gradients. At one step of a narrow model nearly all time goes into
+starting some hundred operations and their derivatives; here it is one of each.
+
+Parameters come by address, read anew at each call, so there is nothing that could go stale. Rows are
+the B T steps; everything but the convolution and the recurrence is done for all of them at once,
+serially: gradients of parameters are sums over rows, so they are not split over threads.
 """
 
+import inspect
 import math
+import sys
+import threading
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pliant.kernels._jit import jit_fast
+from pliant.core import UsageError
+from pliant.kernels._jit import jit_exact, jit_fast
 
-MAX_WIDTH = 256
-MAX_STEPS = 1024
-"""Widths and B x T beyond which products of whole matrices are faster than this."""
+MAX_ROWS = 1024
+MAX_WORK = 1 << 16
+"""B T, and B T x width, beyond which products of whole matrices are faster than this."""
 
 GELU, CUBIC = math.sqrt(2 / math.pi), 0.044715
+DEGREE = 13
+"""Of the series of exp on ±log(2)/2: the first term left out is 4e-18 of the sum."""
+
+# Places in `_constants`.
+ZERO, HALF, ONE, TWO, FOUR, POWER, FLOOR, EPS, SLOPE, CUBE, CUBE_SLOPE, LIMIT, LOG2E, LOG2_HIGH, LOG2_LOW = range(15)
 
 
 class BlockWeights(NamedTuple):
@@ -52,369 +72,915 @@ class BlockWeights(NamedTuple):
     mlp_bias: Tensor  # (D,)
 
 
-def gated_block_fits(x: Tensor, h: Tensor, in_weight: Tensor) -> bool:
-    """Whether the single pass serves: few steps of a narrow model, in one float type, on the CPU, and not traced."""
+class Ends(NamedTuple):
+    """Parameters around a stack: x = W_e u + b_e + the sum of the rows `codes` of a table; out = W_h y + b_h."""
+
+    embed_weight: Tensor  # (D, N)
+    embed_bias: Tensor  # (D,)
+    table: Tensor  # (V, D)
+    head_weight: Tensor  # (C, D)
+    head_bias: Tensor  # (C,)
+
+
+class Weights:
+    """The parameters of a stack whose blocks have the same sizes, in the order of the pass.
+
+    Raises:
+        ValueError: the sizes of the blocks differ, or a parameter is not a plain float tensor on the CPU.
+    """
+
+    def __init__(self, blocks: Sequence[BlockWeights], norm: Tensor, ends: Ends | None = None):
+        first = blocks[0]
+        self.parameters = tuple(p for block in blocks for p in block) + (norm,) + (() if ends is None else tuple(ends))
+        self.dtype = norm.dtype
+        self.depth = len(blocks)
+        width, inner = first.out_weight.shape
+        self.reach = first.conv_weight.shape[0] - 1
+        self.inner = inner
+        ends_sizes = (0, 0, 0) if ends is None else (ends.embed_weight.shape[1], len(ends.table), len(ends.head_bias))
+        self.sizes = (len(blocks), width, inner, self.reach + 1, len(first.input_bias), first.mlp_weight.shape[1],
+                      *ends_sizes)  # fmt: skip
+        shapes = [[p.shape for p in block] for block in blocks]
+        if any(shape != shapes[0] for shape in shapes) or self.dtype not in (torch.float32, torch.float64):
+            raise ValueError("blocks of different sizes or of another type")
+        if not all(type(p) is torch.nn.Parameter and p.device.type == "cpu" for p in self.parameters):
+            raise ValueError("a parameter that is not plain")
+        self.numels = [p.numel() for p in self.parameters]
+        self.dtypes = [self.dtype] * len(self.numels)
+        self.scalar = np.float32 if self.dtype == torch.float32 else np.float64
+        # Offsets of the gradients in their buffer, in bytes.
+        self.offsets = np.cumsum([0, *self.numels[:-1]]) * self.scalar().itemsize
+        self.size = sum(self.numels)
+
+    def as_made(self) -> bool:
+        """Whether what `p.data` of each parameter is now still has the size, type and order it had."""
+        parameters = self.parameters
+        return (
+            list(map(Tensor.numel, parameters)) == self.numels
+            and all(map(Tensor.is_contiguous, parameters))
+            and list(map(attrgetter("dtype"), parameters)) == self.dtypes
+        )
+
+    def addresses(self) -> Any:
+        return np.fromiter(map(Tensor.data_ptr, self.parameters), np.int64, len(self.parameters))
+
+
+def gated_block_fits(x: Tensor, width: int) -> bool:
+    """Whether the single pass serves: few steps of a narrow model, on the CPU, and no transform under way."""
+    rows = x.shape[0] * x.shape[1]
     return (
-        x.device.type == "cpu"
-        and x.ndim == 3
-        and 0 < x.shape[0] * x.shape[1] <= MAX_STEPS
-        and in_weight.shape[0] <= 4 * MAX_WIDTH
-        and x.dtype in (torch.float32, torch.float64)
-        and x.dtype == h.dtype == in_weight.dtype
-        and in_weight.device.type == "cpu"
-        and type(in_weight) is torch.nn.Parameter  # no tensor subclass, so no transform under way
+        x.ndim == 3
+        and 0 < rows <= MAX_ROWS
+        and rows * width <= MAX_WORK
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.peek_interpreter_stack()
         and not torch.is_autocast_enabled("cpu")
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._get_tracing_state()
+        and torch.autograd.forward_ad._current_level < 0
     )
 
 
+class Sink:
+    """Puts the gradients of a pass into `p.grad` itself, which takes autograd longer than to compute them.
+
+    For whoever calls `backward()` to find gradients in `p.grad` and nowhere else. They are parts of one
+    buffer, `flat`, which serves again once nobody holds a part of it.
+    """
+
+    def __init__(self) -> None:
+        self.weights: Weights | None = None
+        self.flat: Tensor | None = None
+        self.parts: tuple[Tensor, ...] = ()
+        self.names: frozenset[int] = frozenset()
+
+    def __reduce__(self) -> Any:
+        return Sink, ()
+
+    def __enter__(self) -> "Sink":
+        _sinks.open = [*getattr(_sinks, "open", ()), self]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _sinks.open = _sinks.open[:-1]
+
+    def holds_all(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether these are the parts of `flat`, all of them."""
+        return len(gradients) == len(self.parts) and self.names.issuperset(map(id, gradients))
+
+    def buffer(self, weights: Weights) -> tuple[Tensor, bool]:
+        """Where to add gradients, and whether these are those of the parameters already."""
+        parameters = weights.parameters
+        before = [p.grad for p in parameters]
+        same = self.weights is weights
+        if any(map(torch.is_tensor, before)):
+            if same and all(
+                gradient is part or not p.requires_grad
+                for p, gradient, part in zip(parameters, before, self.parts, strict=True)
+            ):
+                assert self.flat is not None
+                return self.flat, True
+            return torch.zeros(weights.size, dtype=weights.dtype), False
+        if same and self._unheld():
+            assert self.flat is not None
+            self.flat.zero_()
+        else:
+            self.weights, self.flat = weights, torch.zeros(weights.size, dtype=weights.dtype)
+            self.parts = torch._utils._unflatten_dense_tensors(self.flat, parameters)
+            self.names = frozenset(map(id, self.parts))
+        for p, part, wanted in zip(parameters, self.parts, map(_wanted, parameters), strict=True):
+            if wanted:
+                p.grad = part
+        return self.flat, True
+
+    def _unheld(self) -> bool:
+        assert self.flat is not None
+        owners = torch._C._storage_Use_Count(self.flat.untyped_storage()._cdata)
+        # The storage for `flat`, itself here, and each part; a part for the tuple and this call.
+        return owners <= len(self.parts) + 2 and max(map(sys.getrefcount, self.parts)) <= 2
+
+
+_sinks = threading.local()
+_version, _wanted = attrgetter("_version"), attrgetter("requires_grad")
+
+
+class _Call:
+    """What one pass reads, and keeps for its gradient."""
+
+    def __init__(self, weights: Weights, states: Sequence[tuple[Tensor, Tensor, Tensor]], reset: Tensor | None,
+                 mask: Tensor | None, numbers: Any, codes: Any, offset: Any,
+                 constants: tuple[float, float, float]):  # fmt: skip
+        self.weights = weights
+        self.states, self.reset, self.mask = states, reset, mask
+        self.numbers, self.codes, self.offset = numbers, codes, offset
+        self.constants = _constants(weights.scalar, *constants)
+        self.sink: Sink | None = None
+
+    def forward(self, x: Tensor | None, batch: int, steps: int) -> tuple[Tensor, list[Tensor]]:
+        """Features or outputs `(B, T, ·)`, and conv, h, fresh of each block."""
+        weights, dtype = self.weights, self.weights.scalar
+        depth, width, inner, taps, _, hidden, inputs, _, outputs = weights.sizes
+        rows, reach = batch * steps, taps - 1
+        self.shape = (batch, steps)
+        # Held for the backward pass: what the addresses point to.
+        self.held = [leaf.contiguous() for state in self.states for leaf in state]
+        before = np.array(list(map(Tensor.data_ptr, self.held)), np.int64)
+        self.addresses = weights.addresses()
+        self.versions = list(map(_version, weights.parameters))
+        self.flags = (_flags(self.reset, batch, steps, False), _flags(self.mask, batch, steps, True))
+        self.layers = np.empty((depth + 1, rows, width), dtype)
+        if x is not None:
+            self.layers[0] = x.detach().numpy().reshape(rows, width)
+        self.seen = np.empty((depth, batch, reach + steps, inner), dtype)
+        self.source = np.empty((batch, steps + 1, taps), np.int64)
+        self.work = np.empty((depth, rows * (2 + 3 * width + 9 * inner + 3 * hidden)), dtype)
+        self.first = np.empty((depth, batch, steps), np.bool_)
+        self.top = np.empty((rows, width + 1), dtype)
+        self.fed = np.empty((rows, inputs), dtype)
+        y = np.empty((batch, steps, outputs or width), dtype)
+        after = [np.empty(shape, dtype) for shape in ((depth, batch, reach, inner), (depth, batch, inner))]
+        fresh = np.empty((depth, batch), np.bool_)
+        _forward(self.addresses, before, weights.sizes, self.constants, *self.flags, self.numbers, self.codes,
+                 self.offset, self.layers, self.seen, self.source, self.work, self.first, self.top, self.fed,
+                 y.reshape(rows, -1), *after, fresh)  # fmt: skip
+        states = [torch.from_numpy(part[k]) for k in range(depth) for part in (*after, fresh)]
+        return torch.from_numpy(y), states
+
+    def backward(self, dy: Tensor | None, dstates: Sequence[Tensor | None], flat: Tensor) -> tuple[Any, list[Tensor]]:
+        """Gradients of x `(B T, D)`, and of conv and h of each block; those of parameters are added to `flat`."""
+        weights, dtype = self.weights, self.weights.scalar
+        parameters = weights.parameters
+        if list(map(_version, parameters)) != self.versions or not np.array_equal(weights.addresses(), self.addresses):
+            raise RuntimeError("a parameter was modified by an inplace operation between the single pass of a stack "
+                               "and its gradient; run the model again")  # fmt: skip
+        depth, width, inner, taps, _, _, _, _, outputs = weights.sizes
+        batch, steps = self.shape
+        gradients = weights.offsets + flat.data_ptr()
+        if dy is None:
+            dy_rows = np.zeros((batch * steps, outputs or width), dtype)
+        else:
+            dy_rows = dy.detach().contiguous().numpy().reshape(batch * steps, -1)
+        dconv = np.zeros((depth, batch, taps - 1, inner), dtype)
+        dh = np.zeros((depth, batch, inner), dtype)
+        for k in range(depth):
+            for part, given in ((dconv, dstates[3 * k]), (dh, dstates[3 * k + 1])):
+                if given is not None:
+                    part[k] = given.detach().numpy()
+        dx = np.empty((batch * steps, width), dtype)
+        _backward(self.addresses, gradients, weights.sizes, self.constants, *self.flags, self.codes, self.layers,
+                  self.seen, self.source, self.work, self.first, self.top, self.fed, dy_rows, dconv, dh,
+                  dx)  # fmt: skip
+        states = [torch.from_numpy(part[k]) for k in range(depth) for part in (dconv, dh)]
+        return dx, states
+
+
+class _Pass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, call, batch, steps, x, *tensors):  # type: ignore[no-untyped-def]
+        y, states = call.forward(x, batch, steps)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*states[2::3])
+        return y, *states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *dstates):  # type: ignore[no-untyped-def]
+        call, need = ctx.call, ctx.needs_input_grad
+        weights, sink = call.weights, call.sink
+        given: list[Tensor | None] = []
+        if sink is None:
+            flat = torch.zeros(weights.size, dtype=weights.dtype)
+            dx, states = call.backward(dy, dstates, flat)
+            given = [*states, *torch._utils._unflatten_dense_tensors(flat, weights.parameters)]
+        else:
+            flat, placed = sink.buffer(weights)
+            dx, states = call.backward(dy, dstates, flat)
+            given = [*states, None]
+            if not placed:
+                parts = torch._utils._unflatten_dense_tensors(flat, weights.parameters)
+                for p, part in zip(weights.parameters, parts, strict=True):
+                    if p.requires_grad:
+                        p.grad = part if p.grad is None else p.grad + part
+        found = [g if wanted else None for g, wanted in zip(given, need[4:], strict=True)]
+        return None, None, None, torch.from_numpy(dx).view(*call.shape, -1) if need[3] else None, *found
+
+
 def gated_block(
-    x: Tensor,
-    conv: Tensor,
-    h: Tensor,
-    fresh: Tensor,
-    weights: BlockWeights,
+    x: Tensor | None,
+    states: Sequence[tuple[Tensor, Tensor, Tensor]],
+    weights: Weights,
     reset: Tensor | None,
     mask: Tensor | None,
     *,
     decay_power: float,
     max_derivative: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the block over `(B, T, D)`.
+    numbers: Tensor | None = None,
+    codes: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Run a stack over `(B, T, D)`, or with `Ends` over numbers and codes.
 
     Args:
-        x: `(B, T, D)` float32 or float64, the type of everything else that is a float.
-        conv: `(B, K-1, W)`, the last inputs of the convolution, oldest first.
-        h: `(B, W)`, state of the recurrence.
-        fresh: `(B,)` bool, no step yet.
+        x: `(B, T, D)` in the float type of the parameters; None with `Ends`.
+        states: of each block conv `(B, K-1, W)`, the last inputs of the convolution, oldest first; h
+            `(B, W)`, state of the recurrence; fresh `(B,)` bool, no step yet.
         weights: the parameters.
         reset, mask: `(B, T)` bool or None.
         decay_power, max_derivative, eps: the constants C and G of the unit, and that of the norms.
+        numbers: `(B, T, N)` float64, with `Ends`; no gradient goes there.
+        codes: `(B, T, M)` int64, rows of the table to add, with `Ends`.
+        offset: `(B, T, C)` float64, to be added to the outputs of `Ends`; no gradient goes there.
 
     Returns:
-        y `(B, T, D)`, and conv, h and fresh after the last step.
+        Features after the norm `(B, T, D)`, or with `Ends` outputs of the head `(B, T, C)`; and the
+        states after the last step.
     """
+    like = numbers if x is None else x
+    assert like is not None
+    batch, steps = like.shape[:2]
+    rows = batch * steps
+    numbers_in = np.empty((rows, 0)) if numbers is None else numbers.numpy().reshape(rows, -1)
+    codes_in = np.empty((rows, 0), np.int64) if codes is None else codes.numpy().reshape(rows, -1)
+    offset_in = np.empty((0, 0)) if offset is None else offset.numpy().reshape(rows, -1)
     constants = (decay_power, max_derivative, eps)
-    y, conv, h, fresh = _Block.apply(x, conv, h, fresh, reset, mask, constants, *weights)
-    return y, conv, h, fresh
+    call = _Call(weights, states, reset, mask, numbers_in, codes_in, offset_in, constants)
+    if torch.is_grad_enabled():
+        floats = [leaf for conv, h, _ in states for leaf in (conv, h)]
+        sinks = getattr(_sinks, "open", ())
+        inputs: tuple[Tensor, ...] = weights.parameters
+        if sinks:
+            call.sink = sinks[-1]
+            # Stands for all parameters in the graph.
+            inputs = (torch.empty(0, requires_grad=any(map(_wanted, weights.parameters))),)
+        y, *after = _Pass.apply(call, batch, steps, x, *floats, *inputs)
+    else:
+        y, after = call.forward(x, batch, steps)
+    return y, list(zip(after[::3], after[1::3], after[2::3], strict=True))
 
 
-class _Block(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, conv, h, fresh, reset, mask, constants, *weights):  # type: ignore[no-untyped-def]
-        batch, steps, width = x.shape
-        reach, inner = conv.shape[1:]
-        hidden = weights[-2].shape[1]
-        arrays = tuple(_array(weight) for weight in weights)
-        inputs = (_array(x), _array(conv), _array(h), _array(fresh), _flags(reset, x, False), _flags(mask, x, True))
-        # Results first, then what the backward pass reads.
-        y, h_after, fresh_after = np.empty_like(inputs[0]), inputs[2].copy(), inputs[3].copy()
-        dtype = y.dtype
-        seen = np.empty((batch, reach + steps, inner), dtype)
-        source = np.empty((batch, steps + 1, reach + 1), np.int64)
-        work = np.empty((batch, steps, _work_size(width, inner, hidden)), dtype)
-        first = np.empty((batch, steps), np.bool_)
-        conv_after = np.empty((batch, reach, inner), dtype)
-        kept = (seen, source, work, first)
-        _forward(*inputs, arrays, *(dtype.type(c) for c in constants), y, conv_after, h_after, fresh_after, *kept)
-        ctx.arrays = (inputs, arrays, constants, h_after, kept)
-        # Parameters must not have moved in between; autograd checks that for what it saved itself.
-        ctx.save_for_backward(*weights)
-        fresh_out = torch.from_numpy(fresh_after)
-        ctx.mark_non_differentiable(fresh_out)
-        return torch.from_numpy(y), torch.from_numpy(conv_after), torch.from_numpy(h_after), fresh_out
+def code_rows(codes: Tensor, sizes: Any, starts: Any) -> Tensor:
+    """Rows of a table of codes, int64 `(B, T, M)`, for codes `(B, T, M)` float64 that are NaN where missing.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dconv_after, dh_after, _):  # type: ignore[no-untyped-def]
-        weights = ctx.saved_tensors
-        inputs, arrays, constants, _, kept = ctx.arrays
-        x, conv, h = inputs[:3]
-        dtype = x.dtype
-        # One buffer, so that a single call clears the gradients of all parameters.
-        flat = np.zeros(sum(a.size for a in arrays), dtype)
-        gradients, at = [], 0
-        for a in arrays:
-            gradients.append(flat[at : at + a.size].reshape(a.shape))
-            at += a.size
-        dx, dseen = np.empty_like(x), np.zeros_like(kept[0])
-        dh = np.zeros_like(h) if dh_after is None else _array(dh_after).copy()
-        dy = np.zeros_like(x) if dy is None else _array(dy)
-        dconv = np.zeros_like(conv) if dconv_after is None else _array(dconv_after)
-        _backward(
-            *inputs, arrays, *(dtype.type(c) for c in constants), *kept, dy, dconv, dx, dseen, dh, tuple(gradients)
-        )
-        result = [torch.from_numpy(gradient) for gradient in gradients]
-        assert len(result) == len(weights)
-        carried = torch.from_numpy(dseen[:, : conv.shape[1]].copy())
-        return torch.from_numpy(dx), carried, torch.from_numpy(dh), None, None, None, None, *result
+    Column m has the rows from starts[m] on: one for each of its sizes[m] codes, and one for a missing value.
+
+    Raises:
+        UsageError: a code is none of its column.
+    """
+    given = codes.detach().cpu().contiguous().numpy()
+    rows = np.empty(given.shape, np.int64)
+    wrong = _code_rows(given, sizes, starts, rows)
+    if wrong >= 0:
+        code, size = given.reshape(-1)[wrong], sizes[wrong % len(sizes)]
+        raise UsageError(f"TableModel: a category has the code {code:g}, expected one from 0 to {size - 1}, or NaN")
+    return torch.from_numpy(rows).to(codes.device)
 
 
-def _array(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
+def _flags(flag: Tensor | None, batch: int, steps: int, value: bool) -> Any:
+    return np.full((batch, steps), value) if flag is None else flag.contiguous().numpy()
 
 
-def _flags(flag: Tensor | None, x: Tensor, value: bool) -> Any:
-    return np.full(x.shape[:2], value) if flag is None else _array(flag)
+_CONSTANTS: dict[Any, Any] = {}
 
 
-def _work_size(width: int, inner: int, hidden: int) -> int:
-    return 2 + 3 * width + 8 * inner + 2 * hidden
+def _constants(scalar: Any, power: float, bound: float, eps: float) -> Any:
+    """The numbers below in the float type of the pass: a literal would make Numba compute in float64."""
+    key = (scalar, power, bound, eps)
+    if key not in _CONSTANTS:
+        limit = 87.0 if scalar is np.float32 else 708.0
+        # log(2) in two parts, of which the first has few digits, so that whole multiples of it are exact.
+        high = np.float32(0.693359375)
+        values = [0.0, 0.5, 1.0, 2.0, 4.0, power, 1 / bound**2, eps, 2 * GELU, CUBIC, 3 * CUBIC, limit, 1 / math.log(2)]
+        values += [float(high), -2.121944400546905827679e-4]
+        values += [1 / math.factorial(n) for n in range(DEGREE, -1, -1)]
+        _CONSTANTS[key] = np.array(values, scalar)
+    return _CONSTANTS[key]
 
 
-# A row of the workspace: 1/rms twice, n (D), x' (D), m (D), then of width W: y-branch, c, input gate,
-# decay gate, a, scale, h before, h; then p and q (2F).
+# Numba compiles what stands below; nothing here is called from elsewhere.
+
+
+def _pointer_to(typing: Any, address: Any, like: Any) -> Any:
+    pointer = types.CPointer(like.dtype)
+    return pointer(types.int64, like), lambda context, builder, _, given: builder.inttoptr(
+        given[0], context.get_value_type(pointer)
+    )
+
+
+def _nearest_whole(typing: Any, x: Any) -> Any:
+    def code(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        return builder.call(builder.module.declare_intrinsic("llvm.rint", [given[0].type]), given)
+
+    return x(x), code
+
+
+def _two_to_the(typing: Any, n: Any) -> Any:
+    """2^n by its bits, for a whole n that is held as a float, so that loops over exp run on vectors."""
+    bits, digits, bias = (32, 23, 127) if n == types.float32 else (64, 52, 1023)
+
+    def code(context: Any, builder: Any, _: Any, given: Any) -> Any:
+        integer = ir.IntType(bits)
+        shifted = builder.add(builder.fptosi(given[0], integer), integer(bias))
+        return builder.bitcast(builder.shl(shifted, integer(digits)), given[0].type)
+
+    return n(n), code
+
+
+_pointer, _rint, _power_of_two = (intrinsic(inspect.unwrap(f)) for f in (_pointer_to, _nearest_whole, _two_to_the))
+
+
+@jit_exact
+def _code_rows(codes, sizes, starts, rows):  # type: ignore[no-untyped-def]
+    batch, steps, width = codes.shape
+    for b in range(batch):
+        for t in range(steps):
+            for m in range(width):
+                code = codes[b, t, m]
+                if math.isnan(code):
+                    code = np.float64(sizes[m])
+                elif not 0 <= code <= sizes[m]:
+                    return (b * steps + t) * width + m
+                rows[b, t, m] = starts[m] + int(code)
+    return -1
+
+
+@jit_exact
+def _exp(x, k):  # type: ignore[no-untyped-def]
+    # x = n log 2 + r: within 2 roundings of exp x, where x is within the limits to which it is held.
+    limit = k[LIMIT]
+    x = -limit if x < -limit else x
+    x = limit if x > limit else x
+    n = _rint(x * k[LOG2E])
+    r = (x - n * k[LOG2_HIGH]) - n * k[LOG2_LOW]
+    # The series is written out, since an index that is not a constant keeps a loop from running on vectors.
+    total = (((((k[15] * r + k[16]) * r + k[17]) * r + k[18]) * r + k[19]) * r + k[20]) * r + k[21]
+    total = (((((total * r + k[22]) * r + k[23]) * r + k[24]) * r + k[25]) * r + k[26]) * r + k[27]
+    return (total * r + k[28]) * _power_of_two(n)
+
+
+@jit_exact
+def _scalars(a):  # type: ignore[no-untyped-def]
+    return (a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
+            a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28])  # fmt: skip
 
 
 @jit_fast
-def _dots(out, weight, x, bias):  # type: ignore[no-untyped-def]
-    for i in range(weight.shape[0]):
-        total = bias[i]
-        for j in range(weight.shape[1]):
-            total += weight[i, j] * x[j]
-        out[i] = total
+def _sigmoid(x, k):  # type: ignore[no-untyped-def]
+    return k[ONE] / (k[ONE] + _exp(-x, k))
 
 
 @jit_fast
-def _dots_back(dout, weight, x, dx, dweight, dbias):  # type: ignore[no-untyped-def]
-    for i in range(weight.shape[0]):
-        d = dout[i]
-        dbias[i] += d
-        for j in range(weight.shape[1]):
-            dx[j] += d * weight[i, j]
-            dweight[i, j] += d * x[j]
+def _gelu_gate(x, k):  # type: ignore[no-untyped-def]
+    # (1 + tanh(u)) / 2 = σ(2u)
+    return _sigmoid(k[SLOPE] * (x + k[CUBE] * x * x * x), k)
 
 
 @jit_fast
-def _heads(out, weight, bias, x):  # type: ignore[no-untyped-def]
-    size = weight.shape[1]
-    for k in range(weight.shape[0]):
-        for j in range(size):
-            out[k * size + j] = bias[k, j]
-        for i in range(size):
+def _gelu_slope(x, gate, k):  # type: ignore[no-untyped-def]
+    return gate + x * gate * (k[ONE] - gate) * k[SLOPE] * (k[ONE] + k[CUBE_SLOPE] * x * x)
+
+
+# Products over rows. Blocks of four, since a row of weights that was loaded should serve more than once.
+
+
+@jit_fast
+def _spread(out, bias):  # type: ignore[no-untyped-def]
+    for r in range(out.shape[0]):
+        for i in range(bias.shape[0]):
+            out[r, i] = bias[i]
+
+
+@jit_fast
+def _dots(out, x, weight, to, at):  # type: ignore[no-untyped-def]
+    """out[r, to + i] += sum_j weight[i, j] x[r, at + j]"""
+    rows, size = x.shape[0], weight.shape[1]
+    r = 0
+    while r + 4 <= rows:
+        x0, x1, x2, x3 = x[r, at:], x[r + 1, at:], x[r + 2, at:], x[r + 3, at:]
+        for i in range(weight.shape[0]):
+            w = weight[i]
+            s0, s1, s2, s3 = out[r, to + i], out[r + 1, to + i], out[r + 2, to + i], out[r + 3, to + i]
             for j in range(size):
-                out[k * size + j] += x[k * size + i] * weight[k, i, j]
-    for j in range(out.shape[0]):
-        out[j] = 1 / (1 + math.exp(-out[j]))
-
-
-@jit_fast
-def _heads_back(dout, weight, x, dx, dweight, dbias):  # type: ignore[no-untyped-def]
-    size = weight.shape[1]
-    for k in range(weight.shape[0]):
-        for j in range(size):
-            dbias[k, j] += dout[k * size + j]
-        for i in range(size):
-            total = dx[k * size + i]
+                s0 += w[j] * x0[j]
+                s1 += w[j] * x1[j]
+                s2 += w[j] * x2[j]
+                s3 += w[j] * x3[j]
+            out[r, to + i], out[r + 1, to + i], out[r + 2, to + i], out[r + 3, to + i] = s0, s1, s2, s3
+        r += 4
+    while r < rows:
+        x0 = x[r, at:]
+        for i in range(weight.shape[0]):
+            w = weight[i]
+            s0 = out[r, to + i]
             for j in range(size):
-                total += dout[k * size + j] * weight[k, i, j]
-                dweight[k, i, j] += dout[k * size + j] * x[k * size + i]
-            dx[k * size + i] = total
+                s0 += w[j] * x0[j]
+            out[r, to + i] = s0
+        r += 1
 
 
 @jit_fast
-def _gelu(x):  # type: ignore[no-untyped-def]
-    return 0.5 * x * (1 + math.tanh(GELU * (x + CUBIC * x * x * x)))
+def _rows(out, x, weight, to, at):  # type: ignore[no-untyped-def]
+    """out[r, to + j] += sum_i x[r, at + i] weight[i, j]"""
+    size, width = weight.shape
+    for r in range(x.shape[0]):
+        o = out[r, to : to + width]
+        i = 0
+        while i + 4 <= size:
+            a0, a1, a2, a3 = x[r, at + i], x[r, at + i + 1], x[r, at + i + 2], x[r, at + i + 3]
+            w0, w1, w2, w3 = weight[i], weight[i + 1], weight[i + 2], weight[i + 3]
+            for j in range(width):
+                o[j] += a0 * w0[j] + a1 * w1[j] + a2 * w2[j] + a3 * w3[j]
+            i += 4
+        while i < size:
+            a0, w0 = x[r, at + i], weight[i]
+            for j in range(width):
+                o[j] += a0 * w0[j]
+            i += 1
 
 
 @jit_fast
-def _gelu_slope(x):  # type: ignore[no-untyped-def]
-    t = math.tanh(GELU * (x + CUBIC * x * x * x))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * GELU * (1 + 3 * CUBIC * x * x)
+def _outer(out, x, y, at, to):  # type: ignore[no-untyped-def]
+    """out[i, j] += sum_r x[r, at + i] y[r, to + j]"""
+    rows, width = x.shape[0], out.shape[1]
+    r = 0
+    while r + 4 <= rows:
+        y0, y1, y2, y3 = y[r, to:], y[r + 1, to:], y[r + 2, to:], y[r + 3, to:]
+        for i in range(out.shape[0]):
+            o = out[i]
+            a0, a1, a2, a3 = x[r, at + i], x[r + 1, at + i], x[r + 2, at + i], x[r + 3, at + i]
+            for j in range(width):
+                o[j] += a0 * y0[j] + a1 * y1[j] + a2 * y2[j] + a3 * y3[j]
+        r += 4
+    while r < rows:
+        y0 = y[r, to:]
+        for i in range(out.shape[0]):
+            o, a0 = out[i], x[r, at + i]
+            for j in range(width):
+                o[j] += a0 * y0[j]
+        r += 1
 
 
 @jit_fast
-def _norm(out, x, gain, eps):  # type: ignore[no-untyped-def]
-    total = x[0] * x[0]
-    for j in range(1, x.shape[0]):
+def _columns(out, x):  # type: ignore[no-untyped-def]
+    for r in range(x.shape[0]):
+        for i in range(out.shape[0]):
+            out[i] += x[r, i]
+
+
+@jit_fast
+def _affine(out, x, weight, bias):  # type: ignore[no-untyped-def]
+    _spread(out, bias)
+    _dots(out, x, weight, 0, 0)
+
+
+@jit_fast
+def _affine_back(dout, x, weight, dx, dweight, dbias):  # type: ignore[no-untyped-def]
+    _columns(dbias, dout)
+    _outer(dweight, dout, x, 0, 0)
+    _rows(dx, dout, weight, 0, 0)
+
+
+@jit_fast
+def _heads(out, x, weight, bias):  # type: ignore[no-untyped-def]
+    size = weight.shape[1]
+    for h in range(weight.shape[0]):
+        for r in range(x.shape[0]):
+            for j in range(size):
+                out[r, h * size + j] = bias[h, j]
+        _rows(out, x, weight[h], h * size, h * size)
+
+
+@jit_fast
+def _heads_back(dout, x, weight, dx, dweight, dbias):  # type: ignore[no-untyped-def]
+    size = weight.shape[1]
+    for h in range(weight.shape[0]):
+        at = h * size
+        for r in range(x.shape[0]):
+            for j in range(size):
+                dbias[h, j] += dout[r, at + j]
+        _outer(dweight[h], x, dout, at, at)
+        _dots(dx, dout, weight[h], at, at)
+
+
+@jit_fast
+def _norm(out, x, gain, k):  # type: ignore[no-untyped-def]
+    total = k[ZERO]
+    for j in range(x.shape[0]):
         total += x[j] * x[j]
-    scale = 1 / math.sqrt(total / x.shape[0] + eps)
+    scale = k[ONE] / math.sqrt(total / x.dtype.type(x.shape[0]) + k[EPS])
     for j in range(x.shape[0]):
         out[j] = x[j] * scale * gain[j]
     return scale
 
 
 @jit_fast
-def _norm_back(dout, x, gain, scale, dx, dgain):  # type: ignore[no-untyped-def]
-    along = dout[0] * gain[0] * x[0]
-    dgain[0] += dout[0] * x[0] * scale
-    for j in range(1, x.shape[0]):
+def _norm_back(dout, x, gain, scale, dx, dgain, k):  # type: ignore[no-untyped-def]
+    along = k[ZERO]
+    for j in range(x.shape[0]):
         along += dout[j] * gain[j] * x[j]
         dgain[j] += dout[j] * x[j] * scale
-    along *= scale * scale * scale / x.shape[0]
+    along *= scale * scale * scale / x.dtype.type(x.shape[0])
     for j in range(x.shape[0]):
         dx[j] += dout[j] * gain[j] * scale - along * x[j]
 
 
 @jit_fast
-def _forward(x, conv, h0, fresh0, reset, mask, weights, power, bound, eps, y, conv_after, h, fresh, seen, source, work,
-             first):  # type: ignore[no-untyped-def]  # fmt: skip
-    (g1, wx, bx, wy, by, wc, bc, wi, bi, wa, ba, decay, wo, bo, g2, win, bin_, wout, bout) = weights
-    batch, steps, width = x.shape
-    reach, inner = conv.shape[1:]
-    hidden = wout.shape[1]
-    soft = np.empty_like(decay)
-    for w in range(inner):
-        soft[w] = max(decay[w], 0) + math.log1p(math.exp(-abs(decay[w])))
-    inside = np.empty(inner, x.dtype)
-    middle = np.empty(hidden, x.dtype)
-    ring = np.empty(reach + 1, np.int64)
-    for b in range(batch):
-        seen[b, :reach] = conv[b]
-        for k in range(reach):
-            ring[k] = k
-        for t in range(steps):
-            row = work[b, t]
-            n, x1, m = row[2 : 2 + width], row[2 + width : 2 + 2 * width], row[2 + 2 * width : 2 + 3 * width]
-            at = 2 + 3 * width
-            side, c, ig = row[at : at + inner], row[at + inner : at + 2 * inner], row[at + 2 * inner : at + 3 * inner]
-            at += 3 * inner
-            dg, a, scale = row[at : at + inner], row[at + inner : at + 2 * inner], row[at + 2 * inner : at + 3 * inner]
-            at += 3 * inner
-            before, now = row[at : at + inner], row[at + inner : at + 2 * inner]
-            pq = row[at + 2 * inner :]
-            if reset[b, t]:
-                fresh[b] = True
-                for w in range(inner):
-                    h[b, w] = 0
-                for k in range(reach):
-                    ring[k] = -1
-            x1[:] = x[b, t]
-            if mask[b, t]:
-                row[0] = _norm(n, x[b, t], g1, eps)
-                _dots(seen[b, reach + t], wx, n, bx)
-                _dots(side, wy, n, by)
-                ring[reach] = reach + t
-                for w in range(inner):
-                    c[w] = bc[w]
-                for k in range(reach + 1):
-                    source[b, t, k] = ring[k]
-                    if ring[k] >= 0:
-                        for w in range(inner):
-                            c[w] += wc[k, w] * seen[b, ring[k], w]
-                for k in range(reach):
-                    ring[k] = ring[k + 1]
-                _heads(ig, wi, bi, c)
-                _heads(dg, wa, ba, c)
-                first[b, t] = fresh[b]
-                for w in range(inner):
-                    log_a = -power * dg[w] * soft[w]
-                    a[w] = math.exp(log_a)
-                    scale[w] = 1 if fresh[b] else math.sqrt(1 - math.exp(2 * log_a))
-                    before[w] = h[b, w]
-                    h[b, w] = a[w] * h[b, w] + c[w] * ig[w] * scale[w]
-                    now[w] = h[b, w]
-                    inside[w] = now[w] * _gelu(side[w])
-                fresh[b] = False
-                for i in range(width):
-                    total = bo[i]
-                    for w in range(inner):
-                        total += wo[i, w] * inside[w]
-                    x1[i] += total
-            row[1] = _norm(m, x1, g2, eps)
-            _dots(pq, win, m, bin_)
-            for f in range(hidden):
-                middle[f] = _gelu(pq[f]) * pq[hidden + f]
-            _dots(y[b, t], wout, middle, bout)
-            for i in range(width):
-                y[b, t, i] += x1[i]
-        for k in range(reach):
-            source[b, steps, k] = ring[k]
-            if ring[k] >= 0:
-                conv_after[b, k] = seen[b, ring[k]]
-            else:
-                conv_after[b, k] = 0
+def _vector(address, size, like):  # type: ignore[no-untyped-def]
+    return numba.carray(_pointer(address, like), (size,))
 
 
 @jit_fast
-def _backward(x, conv, h0, fresh0, reset, mask, weights, power, bound, eps, seen, source, work, first, dy, dconv_after,
-              dx, dseen, dh, gradients):  # type: ignore[no-untyped-def]  # fmt: skip
-    # dh carries the gradient that flows back from step t + 1; dseen that of the inputs of the convolution.
-    (g1, wx, bx, wy, by, wc, bc, wi, bi, wa, ba, decay, wo, bo, g2, win, bin_, wout, bout) = weights
-    (g_g1, g_wx, g_bx, g_wy, g_by, g_wc, g_bc, g_wi, g_bi, g_wa, g_ba, g_decay, g_wo, g_bo, g_g2, g_win, g_bin, g_wout,
-     g_bout) = gradients  # fmt: skip
-    batch, steps, width = x.shape
-    reach, inner = conv.shape[1:]
-    hidden = wout.shape[1]
-    soft, slope = np.empty_like(decay), np.empty_like(decay)
-    for w in range(inner):
-        soft[w] = max(decay[w], 0) + math.log1p(math.exp(-abs(decay[w])))
-        slope[w] = 1 / (1 + math.exp(-decay[w]))
-    dm, dx1, dn = np.empty(width, x.dtype), np.empty(width, x.dtype), np.empty(width, x.dtype)
-    dmiddle, middle = np.empty(hidden, x.dtype), np.empty(hidden, x.dtype)
-    dpq = np.empty(2 * hidden, x.dtype)
-    dinside, inside = np.empty(inner, x.dtype), np.empty(inner, x.dtype)
-    dside, dc = np.empty(inner, x.dtype), np.empty(inner, x.dtype)
-    dig, ddg = np.empty(inner, x.dtype), np.empty(inner, x.dtype)
+def _matrix(address, height, width, like):  # type: ignore[no-untyped-def]
+    return numba.carray(_pointer(address, like), (height, width))
+
+
+@jit_fast
+def _block(where, layer, sizes, like):  # type: ignore[no-untyped-def]
+    """The arrays of `BlockWeights` of a block."""
+    _, width, inner, taps, heads, hidden, _, _, _ = sizes
+    at, part = 19 * layer, inner // heads
+    return (
+        _vector(where[at], width, like),
+        _matrix(where[at + 1], inner, width, like),
+        _vector(where[at + 2], inner, like),
+        _matrix(where[at + 3], inner, width, like),
+        _vector(where[at + 4], inner, like),
+        _matrix(where[at + 5], taps, inner, like),
+        _vector(where[at + 6], inner, like),
+        numba.carray(_pointer(where[at + 7], like), (heads, part, part)),
+        _matrix(where[at + 8], heads, part, like),
+        numba.carray(_pointer(where[at + 9], like), (heads, part, part)),
+        _matrix(where[at + 10], heads, part, like),
+        _vector(where[at + 11], inner, like),
+        _matrix(where[at + 12], width, inner, like),
+        _vector(where[at + 13], width, like),
+        _vector(where[at + 14], width, like),
+        _matrix(where[at + 15], 2 * hidden, width, like),
+        _vector(where[at + 16], 2 * hidden, like),
+        _matrix(where[at + 17], width, hidden, like),
+        _vector(where[at + 18], width, like),
+    )
+
+
+@jit_fast
+def _ends(where, sizes, like):  # type: ignore[no-untyped-def]
+    """Gain of the last norm, and the arrays of `Ends`, empty without them."""
+    depth, width, _, _, _, _, inputs, entries, outputs = sizes
+    at = 19 * depth
+    last = at + 5 if outputs else at
+    return (
+        _vector(where[at], width, like),
+        _matrix(where[min(at + 1, last)], width, inputs, like),
+        _vector(where[min(at + 2, last)], width, like),
+        _matrix(where[min(at + 3, last)], entries, width, like),
+        _matrix(where[min(at + 4, last)], outputs, width, like),
+        _vector(where[min(at + 5, last)], outputs, like),
+    )
+
+
+@jit_fast
+def _fields(work, rows, sizes):  # type: ignore[no-untyped-def]
+    """What a block keeps of each row.
+
+    1/rms twice `(2, R)`; n, x', m `(3, R, D)`; y-branch, its gate, c, input gate, decay gate, a, scale, h before,
+    h after `(9, R, W)`; p and q `(R, 2F)`; gate of p `(R, F)`.
+    """
+    _, width, inner, _, _, hidden, _, _, _ = sizes
+    a = 2 * rows
+    b = a + 3 * rows * width
+    c = b + 9 * rows * inner
+    d = c + 2 * rows * hidden
+    return (
+        work[:a].reshape(2, rows),
+        work[a:b].reshape(3, rows, width),
+        work[b:c].reshape(9, rows, inner),
+        work[c:d].reshape(rows, 2 * hidden),
+        work[d:].reshape(rows, hidden),
+    )
+
+
+@jit_fast
+def _kept(work, rows, sizes):  # type: ignore[no-untyped-def]
+    scales, d, w, pq, gate = _fields(work, rows, sizes)
+    return scales, (d[0], d[1], d[2]), (w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8]), pq, gate
+
+
+@jit_fast
+def _trace(source, reset, mask, reach):  # type: ignore[no-untyped-def]
+    """Places of the inputs that each tap reads at each step, and after the last; -1 where there is none."""
+    batch, steps = mask.shape
+    ring = np.empty(reach + 1, np.int64)
     for b in range(batch):
-        for k in range(reach):
-            if source[b, steps, k] >= 0:
-                for w in range(inner):
-                    dseen[b, source[b, steps, k], w] += dconv_after[b, k, w]
-        for t in range(steps - 1, -1, -1):
-            row = work[b, t]
-            n, x1, m = row[2 : 2 + width], row[2 + width : 2 + 2 * width], row[2 + 2 * width : 2 + 3 * width]
-            at = 2 + 3 * width
-            side, c, ig = row[at : at + inner], row[at + inner : at + 2 * inner], row[at + 2 * inner : at + 3 * inner]
-            at += 3 * inner
-            dg, a, scale = row[at : at + inner], row[at + inner : at + 2 * inner], row[at + 2 * inner : at + 3 * inner]
-            at += 3 * inner
-            before, now = row[at : at + inner], row[at + inner : at + 2 * inner]
-            pq = row[at + 2 * inner :]
-
-            for f in range(hidden):
-                middle[f] = _gelu(pq[f]) * pq[hidden + f]
-                dmiddle[f] = 0
-            _dots_back(dy[b, t], wout, middle, dmiddle, g_wout, g_bout)
-            for f in range(hidden):
-                dpq[f] = dmiddle[f] * pq[hidden + f] * _gelu_slope(pq[f])
-                dpq[hidden + f] = dmiddle[f] * _gelu(pq[f])
-            for i in range(width):
-                dm[i] = 0
-                dx1[i] = dy[b, t, i]
-            _dots_back(dpq, win, m, dm, g_win, g_bin)
-            _norm_back(dm, x1, g2, row[1], dx1, g_g2)
-            for i in range(width):
-                dx[b, t, i] = dx1[i]
-
-            if mask[b, t]:
-                for w in range(inner):
-                    inside[w] = now[w] * _gelu(side[w])
-                    dinside[w] = 0
-                    dc[w] = 0
-                _dots_back(dx1, wo, inside, dinside, g_wo, g_bo)
-                for w in range(inner):
-                    dside[w] = dinside[w] * now[w] * _gelu_slope(side[w])
-                    dnow = dh[b, w] + dinside[w] * _gelu(side[w])
-                    du = dnow * scale[w]
-                    dig[w] = du * c[w] * ig[w] * (1 - ig[w])
-                    dc[w] += du * ig[w]
-                    dlog = dnow * before[w] * a[w]
-                    if not first[b, t]:
-                        square = a[w] * a[w]
-                        # d sqrt(1 - a^2) with its derivative bounded, and d(1 - a^2) = -2 a^2 d log a
-                        root = math.sqrt(max(4 * scale[w] * scale[w], 1 / (bound * bound)))
-                        dlog -= dnow * c[w] * ig[w] * 2 * square / root
-                    ddg[w] = -power * soft[w] * dlog * dg[w] * (1 - dg[w])
-                    g_decay[w] -= power * dg[w] * dlog * slope[w]
-                    dh[b, w] = dnow * a[w]
-                _heads_back(dig, wi, c, dc, g_wi, g_bi)
-                _heads_back(ddg, wa, c, dc, g_wa, g_ba)
-                for w in range(inner):
-                    g_bc[w] += dc[w]
-                for k in range(reach + 1):
-                    at = source[b, t, k]
-                    if at >= 0:
-                        for w in range(inner):
-                            g_wc[k, w] += dc[w] * seen[b, at, w]
-                            dseen[b, at, w] += dc[w] * wc[k, w]
-                for i in range(width):
-                    dn[i] = 0
-                _dots_back(dseen[b, reach + t], wx, n, dn, g_wx, g_bx)
-                _dots_back(dside, wy, n, dn, g_wy, g_by)
-                _norm_back(dn, x[b, t], g1, row[0], dx[b, t], g_g1)
+        for j in range(reach):
+            ring[j] = j
+        for t in range(steps):
             if reset[b, t]:
+                for j in range(reach):
+                    ring[j] = -1
+            if mask[b, t]:
+                ring[reach] = reach + t
+                for j in range(reach + 1):
+                    source[b, t, j] = ring[j]
+                for j in range(reach):
+                    ring[j] = ring[j + 1]
+        for j in range(reach):
+            source[b, steps, j] = ring[j]
+
+
+@jit_fast
+def _softplus(decay, soft):  # type: ignore[no-untyped-def]
+    for w in range(decay.shape[0]):
+        soft[w] = max(decay[w], 0) + math.log1p(math.exp(-abs(decay[w])))
+
+
+@jit_fast
+def _forward(where, before, sizes, constants, reset, mask, numbers, codes, offset,  # type: ignore[no-untyped-def]
+             layers, seen, source, work, first, top, fed, y, conv_after, h_after, fresh_after):  # fmt: skip
+    depth, width, inner, taps, _, hidden, inputs, _, outputs = sizes
+    k = _scalars(constants)
+    batch, steps = mask.shape
+    rows, reach = batch * steps, taps - 1
+    gain, w_embed, b_embed, table, w_head, b_head = _ends(where, sizes, constants)
+    soft = np.empty(inner, constants.dtype)
+    inside = np.empty((rows, inner), constants.dtype)
+    middle = np.empty((rows, hidden), constants.dtype)
+    _trace(source, reset, mask, reach)
+    if outputs:
+        for r in range(rows):
+            for j in range(inputs):
+                fed[r, j] = numbers[r, j]
+        _affine(layers[0], fed, w_embed, b_embed)
+        for r in range(rows):
+            for j in range(codes.shape[1]):
+                for i in range(width):
+                    layers[0, r, i] += table[codes[r, j], i]
+    for layer in range(depth):
+        (g1, wx, bx, wy, by, wc, bc, wi, bi, wa, ba, decay, wo, bo, g2, win, bin_, wout, bout) = _block(
+            where, layer, sizes, constants
+        )
+        scales, (n, x1, m), (side, gate, c, ig, dg, a, scale, last, now), pq, pgate = _kept(work[layer], rows, sizes)
+        x, out = layers[layer], layers[layer + 1]
+        conv, h, fresh = seen[layer], h_after[layer], fresh_after[layer]
+        conv_before = numba.carray(_pointer(before[3 * layer], constants), (batch, reach, inner))
+        h_before = _matrix(before[3 * layer + 1], batch, inner, constants)
+        fresh_before = numba.carray(_pointer(before[3 * layer + 2], mask), (batch,))
+        for b in range(batch):
+            for t in range(steps):
+                r = b * steps + t
+                if mask[b, t]:
+                    scales[0, r] = _norm(n[r], x[r], g1, k)
+                else:
+                    scales[0, r] = k[ZERO]
+                    for i in range(width):
+                        n[r, i] = k[ZERO]
+        _affine(side, n, wy, by)
+        for b in range(batch):
+            for j in range(reach):
                 for w in range(inner):
-                    dh[b, w] = 0
+                    conv[b, j, w] = conv_before[b, j, w]
+            _affine(conv[b, reach:], n[b * steps : (b + 1) * steps], wx, bx)
+            for t in range(steps):
+                r = b * steps + t
+                for w in range(inner):
+                    c[r, w] = bc[w]
+                if mask[b, t]:
+                    for j in range(taps):
+                        at = source[b, t, j]
+                        if at >= 0:
+                            for w in range(inner):
+                                c[r, w] += wc[j, w] * conv[b, at, w]
+            for j in range(reach):
+                at = source[b, steps, j]
+                for w in range(inner):
+                    conv_after[layer, b, j, w] = conv[b, at, w] if at >= 0 else k[ZERO]
+        _heads(ig, c, wi, bi)
+        _heads(dg, c, wa, ba)
+        _softplus(decay, soft)
+        for r in range(rows):
+            for w in range(inner):
+                ig[r, w] = _sigmoid(ig[r, w], k)
+                gate[r, w] = _gelu_gate(side[r, w], k)
+            for w in range(inner):
+                dg[r, w] = _sigmoid(dg[r, w], k)
+                log_a = -k[POWER] * dg[r, w] * soft[w]
+                a[r, w] = _exp(log_a, k)
+                scale[r, w] = math.sqrt(k[ONE] - _exp(k[TWO] * log_a, k))
+        for b in range(batch):
+            fresh[b] = fresh_before[b]
+            for w in range(inner):
+                h[b, w] = h_before[b, w]
+            for t in range(steps):
+                r = b * steps + t
+                if reset[b, t]:
+                    fresh[b] = True
+                    for w in range(inner):
+                        h[b, w] = k[ZERO]
+                first[layer, b, t] = fresh[b]
+                if not mask[b, t]:
+                    continue
+                if fresh[b]:
+                    for w in range(inner):
+                        scale[r, w] = k[ONE]
+                fresh[b] = False
+                for w in range(inner):
+                    last[r, w] = h[b, w]
+                    h[b, w] = a[r, w] * h[b, w] + c[r, w] * ig[r, w] * scale[r, w]
+                    now[r, w] = h[b, w]
+                    inside[r, w] = now[r, w] * side[r, w] * gate[r, w]
+        _affine(x1, inside, wo, bo)
+        for b in range(batch):
+            for t in range(steps):
+                r = b * steps + t
+                for i in range(width):
+                    x1[r, i] = x[r, i] + x1[r, i] if mask[b, t] else x[r, i]
+                scales[1, r] = _norm(m[r], x1[r], g2, k)
+        _affine(pq, m, win, bin_)
+        for r in range(rows):
+            for f in range(hidden):
+                pgate[r, f] = _gelu_gate(pq[r, f], k)
+                middle[r, f] = pq[r, f] * pgate[r, f] * pq[r, hidden + f]
+        _affine(out, middle, wout, bout)
+        for r in range(rows):
+            for i in range(width):
+                out[r, i] += x1[r, i]
+    for r in range(rows):
+        top[r, width] = _norm(top[r, :width], layers[depth, r], gain, k)
+    if outputs:
+        _affine(y, top, w_head, b_head)
+        if offset.size:
+            for r in range(rows):
+                for i in range(outputs):
+                    y[r, i] += constants.dtype.type(offset[r, i])
+    else:
+        for r in range(rows):
+            for i in range(width):
+                y[r, i] = top[r, i]
+
+
+@jit_fast
+def _backward(where, gradients, sizes, constants, reset, mask, codes, layers, seen,  # type: ignore[no-untyped-def]
+              source, work, first, top, fed, dy, dconv, dh, dx):  # fmt: skip
+    # dx is the gradient of the newest block's output, and becomes that of its input; dh that which flows back
+    # from step t + 1; dseen that of the inputs of the convolution.
+    depth, width, inner, taps, _, hidden, _, _, outputs = sizes
+    k = _scalars(constants)
+    dtype = constants.dtype
+    batch, steps = mask.shape
+    rows, reach = batch * steps, taps - 1
+    gain, _, _, _, w_head, _ = _ends(where, sizes, constants)
+    g_gain, g_w_embed, g_b_embed, g_table, g_w_head, g_b_head = _ends(gradients, sizes, constants)
+    soft, slope = np.empty(inner, dtype), np.empty(inner, dtype)
+    inside, dinside = np.empty((rows, inner), dtype), np.empty((rows, inner), dtype)
+    dside, dc = np.empty((rows, inner), dtype), np.empty((rows, inner), dtype)
+    dig, ddg = np.empty((rows, inner), dtype), np.empty((rows, inner), dtype)
+    middle, dmiddle = np.empty((rows, hidden), dtype), np.empty((rows, hidden), dtype)
+    dpq, dn, dtop = np.empty((rows, 2 * hidden), dtype), np.empty((rows, width), dtype), np.empty((rows, width), dtype)
+    dseen = np.empty((batch, reach + steps, inner), dtype)
+    dx[:] = k[ZERO]
+    if outputs:
+        dtop[:] = k[ZERO]
+        _affine_back(dy, top, w_head, dtop, g_w_head, g_b_head)
+        for r in range(rows):
+            _norm_back(dtop[r], layers[depth, r], gain, top[r, width], dx[r], g_gain, k)
+    else:
+        for r in range(rows):
+            _norm_back(dy[r], layers[depth, r], gain, top[r, width], dx[r], g_gain, k)
+    for layer in range(depth - 1, -1, -1):
+        g1, wx, _, wy, _, wc, _, wi, _, wa, _, decay, wo, _, g2, win, _, wout, _ = _block(
+            where, layer, sizes, constants
+        )
+        (g_g1, g_wx, g_bx, g_wy, g_by, g_wc, g_bc, g_wi, g_bi, g_wa, g_ba, g_decay, g_wo, g_bo, g_g2, g_win, g_bin,
+         g_wout, g_bout) = _block(gradients, layer, sizes, constants)  # fmt: skip
+        scales, (n, x1, m), (side, gate, c, ig, dg, a, scale, last, now), pq, pgate = _kept(work[layer], rows, sizes)
+        x, conv = layers[layer], seen[layer]
+        dmiddle[:] = k[ZERO]
+        for r in range(rows):
+            for f in range(hidden):
+                middle[r, f] = pq[r, f] * pgate[r, f] * pq[r, hidden + f]
+        _affine_back(dx, middle, wout, dmiddle, g_wout, g_bout)
+        for r in range(rows):
+            for f in range(hidden):
+                dpq[r, f] = dmiddle[r, f] * pq[r, hidden + f] * _gelu_slope(pq[r, f], pgate[r, f], k)
+                dpq[r, hidden + f] = dmiddle[r, f] * pq[r, f] * pgate[r, f]
+        dn[:] = k[ZERO]
+        _affine_back(dpq, m, win, dn, g_win, g_bin)
+        for r in range(rows):
+            _norm_back(dn[r], x1[r], g2, scales[1, r], dx[r], g_g2, k)
+        # Steps that do not exist take no part in what follows.
+        for b in range(batch):
+            for t in range(steps):
+                r = b * steps + t
+                for i in range(width):
+                    dtop[r, i] = dx[r, i] if mask[b, t] else k[ZERO]
+                for w in range(inner):
+                    inside[r, w] = now[r, w] * side[r, w] * gate[r, w] if mask[b, t] else k[ZERO]
+        dinside[:] = k[ZERO]
+        _affine_back(dtop, inside, wo, dinside, g_wo, g_bo)
+        _softplus(decay, soft)
+        for w in range(inner):
+            slope[w] = _sigmoid(decay[w], k)
+        for b in range(batch):
+            for t in range(steps - 1, -1, -1):
+                r = b * steps + t
+                if mask[b, t]:
+                    for w in range(inner):
+                        dside[r, w] = dinside[r, w] * now[r, w] * _gelu_slope(side[r, w], gate[r, w], k)
+                        dnow = dh[layer, b, w] + dinside[r, w] * side[r, w] * gate[r, w]
+                        du = dnow * scale[r, w]
+                        dig[r, w] = du * c[r, w] * ig[r, w] * (k[ONE] - ig[r, w])
+                        dc[r, w] = du * ig[r, w]
+                        # d sqrt(1 - a²) with its derivative bounded, and d(1 - a²) = -2 a² d log a
+                        root = k[FOUR] * scale[r, w] * scale[r, w]
+                        root = math.sqrt(k[FLOOR] if root < k[FLOOR] else root)
+                        bend = k[ZERO] if first[layer, b, t] else c[r, w] * ig[r, w] * k[TWO] * a[r, w] * a[r, w] / root
+                        dlog = dnow * (last[r, w] * a[r, w] - bend)
+                        ddg[r, w] = -k[POWER] * soft[w] * dlog * dg[r, w] * (k[ONE] - dg[r, w])
+                        g_decay[w] -= k[POWER] * dg[r, w] * dlog * slope[w]
+                        dh[layer, b, w] = dnow * a[r, w]
+                else:
+                    for w in range(inner):
+                        dside[r, w] = dig[r, w] = ddg[r, w] = dc[r, w] = k[ZERO]
+                if reset[b, t]:
+                    for w in range(inner):
+                        dh[layer, b, w] = k[ZERO]
+        _heads_back(dig, c, wi, dc, g_wi, g_bi)
+        _heads_back(ddg, c, wa, dc, g_wa, g_ba)
+        _columns(g_bc, dc)
+        dn[:] = k[ZERO]
+        dseen[:] = k[ZERO]
+        for b in range(batch):
+            for j in range(reach):
+                at = source[b, steps, j]
+                if at >= 0:
+                    for w in range(inner):
+                        dseen[b, at, w] += dconv[layer, b, j, w]
+            for t in range(steps):
+                if mask[b, t]:
+                    r = b * steps + t
+                    for j in range(taps):
+                        at = source[b, t, j]
+                        if at >= 0:
+                            for w in range(inner):
+                                g_wc[j, w] += dc[r, w] * conv[b, at, w]
+                                dseen[b, at, w] += dc[r, w] * wc[j, w]
+            span = slice(b * steps, (b + 1) * steps)
+            _affine_back(dseen[b, reach:], n[span], wx, dn[span], g_wx, g_bx)
+            for j in range(reach):
+                for w in range(inner):
+                    dconv[layer, b, j, w] = dseen[b, j, w]
+        _affine_back(dside, n, wy, dn, g_wy, g_by)
+        for b in range(batch):
+            for t in range(steps):
+                if mask[b, t]:
+                    r = b * steps + t
+                    _norm_back(dn[r], x[r], g1, scales[0, r], dx[r], g_g1, k)
+    if outputs:
+        _columns(g_b_embed, dx)
+        _outer(g_w_embed, dx, fed, 0, 0)
+        for r in range(rows):
+            for j in range(codes.shape[1]):
+                for i in range(width):
+                    g_table[codes[r, j], i] += dx[r, i]

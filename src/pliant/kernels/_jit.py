@@ -30,6 +30,11 @@ def jit_fast(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled(function, fastmath={"reassoc", "contract", "nsz"})
 
 
+def jit_exact(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `jit`, but a product and a sum may be rounded once together."""
+    return _compiled(function, fastmath={"contract"})
+
+
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     function = inspect.unwrap(function)  # the type checks of the tests wrap every function, numba wants it bare
     try:

@@ -3,19 +3,36 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves
+from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
+from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
 from pliant.learn.rules import Asked, Bptt, bptt
 from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
 """(output `(R, T, ...)`, answer) -> scalar to descend."""
+
+
+class Known(NamedTuple):
+    """An answer, and which of its targets may be learned from: `use` `(R, T)` bool, how many, and whether all."""
+
+    answer: Answer
+    use: Tensor
+    learned: int
+    whole: bool
+
+    @classmethod
+    def of(cls, answer: Answer) -> "Known":
+        use = answer.learn_mask & answer.target_mask
+        learned = int(use.sum())
+        return cls(answer, use, learned, learned == use.numel())
 
 
 class Learner(Predictor):
@@ -68,8 +85,13 @@ class Learner(Predictor):
         self.memory: Any = None
         self.output: Tensor | None = None
         self._asked: OrderedDict[int, Asked] = OrderedDict()
+        self._before: dict[int, int] = {}  # the question before each of those in _asked
+        self._known: dict[int, list[Known]] = {}  # what is known of the questions in _asked, if the rule revisits
+        self._gathered = 0  # targets since the last update
         self._open: OrderedDict[int, None] = OrderedDict()  # an ordered set: questions that wait for answers
         self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
+        # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
+        self._sink = Sink() if loss is None else None
         for upkeep in self.keep:
             upkeep.init(model, optimizer)
 
@@ -84,17 +106,25 @@ class Learner(Predictor):
             self.streams = self.streams or len(question.rows)
             extra = tuple(question.inputs.shape[2:-1])
             self.memory = self.model.init_state(self.streams, extra)  # type: ignore[operator]
-        with torch.set_grad_enabled(self.reuse):
+        last = next(reversed(self._asked.values()), None)
+        reuse = self.reuse and self.rule.alone(question, last)
+        with torch.set_grad_enabled(reuse), self._sink or nullcontext():
             output, after = self.rule.run(self.model, question, self.memory)
         self.output = output.detach()
-        self._asked[question.time] = Asked(question, self.memory, self.output)
+        if question.time in self._asked:
+            self._known.pop(question.time, None)  # asked again, as in another pass: it has its old place
+        elif last is not None:
+            self._before[question.time] = last.question.time
+        self._asked[question.time] = Asked.of(question, self.memory, self.output)
         self._open[question.time] = None
-        self._tape = (question.time, self.updates, output) if self.reuse else None
-        self.memory = detach(after)
+        self._tape = (question.time, self.updates, output) if reuse else None
+        self.memory = detach(after) if reuse else after
         if len(self._open) > self.remember:
             self._open.popitem(last=False)
             self.forgotten += 1
-        self._prune()
+            self._prune()
+        elif len(self._open) == 1:
+            self._prune()
         return self.output
 
     def said(self, answer: Answer) -> Tensor | None:
@@ -110,19 +140,47 @@ class Learner(Predictor):
         """
         if answer.time not in self._open:
             return Record(self.updates, answer.time, "forgotten")
-        learned = int((answer.learn_mask & answer.target_mask).sum())
+        known = Known.of(answer)
+        learned = known.learned
+        outcome, nats = "nothing to learn", math.nan
+        reports: tuple[dict[str, Any], ...] = ()
         if learned:
-            outcome, nats, reports = self._update(answer)
-        else:
-            outcome, nats, reports = "nothing to learn", math.nan, ()
+            self._gathered += learned
+            if not self.rule.revisit:
+                self._known.clear()
+            self._known.setdefault(answer.time, []).append(known)
+            outcome = "gathered"
+            if self._gathered >= self.rule.every:
+                learned, self._gathered = self._gathered, 0
+                outcome, nats, reports = self._update(answer)
+            if not self.rule.revisit:
+                self._known.clear()
         self.forget(answer)
         return Record(self.updates, answer.time, outcome, nats, learned if outcome == "updated" else 0, reports)
 
     def forget(self, answer: Answer) -> None:
         """Take note of an answer without learning from it: a final one closes its question."""
         if answer.final and answer.time in self._open:
+            oldest = next(iter(self._open)) == answer.time
             del self._open[answer.time]
-            self._prune()
+            if oldest:
+                self._prune()
+
+    def close(self) -> None:
+        """Wait for no answer any more."""
+        self._open.clear()
+        self._prune()
+
+    def grow(self, streams: int) -> None:
+        """Make room for more streams; the new ones are fresh, what is known of the others stays."""
+        if self.memory is None:
+            self.streams = streams
+            return
+        assert self.streams is not None
+        more = self._like(dict(leaves(self.memory)), streams - self.streams)
+        self.streams, self.memory = streams, stack([self.memory, more])
+        for time, asked in self._asked.items():
+            self._asked[time] = asked._replace(before=stack([asked.before, more]))
 
     def memory_error(self) -> float:
         """Distance between the memory and what the present parameters would have made of the window.
@@ -139,88 +197,114 @@ class Learner(Predictor):
         return math.sqrt(apart / size) if size else 0.0
 
     def _update(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
-        past = self._past(answer.time)
+        reached = self.rule.reach(self._back_from(answer.time))
         with torch.enable_grad():
-            tape = self._valid_tape(past)
-            output = self.rule.replay(self.model, past) if tape is None else tape
-            said = rows_of(output, past[-1].question.rows, answer.rows)
-            loss = self._loss(said, answer)
+            tape = self._valid_tape(reached)
+            with self._sink or nullcontext():
+                outputs = self.rule.replay(self.model, reached) if tape is None else [tape]
+            loss = self._loss(reached, outputs, answer)
         self._tape = None
         nats = float(loss.detach())
         if not math.isfinite(nats):
             return "non-finite loss", nats, ()
-        self.optimizer.zero_grad(set_to_none=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        _clear(parameters)
         loss.backward()
-        if not self._gradient_is_finite():
-            self.optimizer.zero_grad(set_to_none=True)
+        finite = self._gradient_is_finite([p.grad for p in parameters if p.grad is not None])
+        if finite:
+            self.optimizer.step()
+        _clear(parameters)
+        if not finite:
             return "non-finite gradient", nats, ()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        probe = Probe(self.updates, self.generator, past[-1].question)
+        probe = Probe(self.updates, self.generator, reached[-1].question)
         with torch.no_grad():
             reports = tuple(upkeep.apply(self.model, self.optimizer, probe) for upkeep in self.keep)
         if self.after_update == "recompute":
             self._asked, self.memory = self._again()
         return "updated", nats, reports
 
-    def _loss(self, said: Tensor, answer: Answer) -> Tensor:
+    def _loss(self, reached: list[Asked], outputs: list[Tensor], answer: Answer) -> Tensor:
+        """Of the outputs for each question reached, or of the one for all of them."""
         if self.loss is not None:
-            return self.loss(said, answer)
-        use = answer.learn_mask & answer.target_mask
-        # Choosing first spares the head's backward pass over steps that have no target.
-        return self.model.nats(said[use], answer.targets[use]).mean()  # type: ignore[operator]
+            last = reached[-1]
+            return self.loss(rows_of(outputs[-1][:, -last.steps :], last.question.rows, answer.rows), answer)
+        known = [self._known.get(asked.question.time, []) for asked in reached]
+        parts = [part for part, *_ in filter(None, known)]
+        rows = reached[-1].question.rows
+        if len(outputs) == 1 and all(
+            len(told) == 1 and (told[0].answer.rows is rows or told[0].answer.rows.equal(rows)) for told in known
+        ):
+            # The common case, one answer to each question: as if it were one answer to one question.
+            targets = _joined([part.answer.targets for part in parts])
+            whole = all(part.whole for part in parts)
+            return self._mean_nats(outputs[0], targets, None if whole else _joined([part.use for part in parts]))
+        if len(outputs) < len(reached):
+            outputs = list(outputs[0].split([asked.steps for asked in reached], 1))
+        said, truth = [], []
+        for asked, output, told in zip(reached, outputs, known, strict=True):
+            for part in told:
+                said.append(rows_of(output, asked.question.rows, part.answer.rows)[part.use])
+                truth.append(part.answer.targets[part.use])
+        return self.model.nats(torch.cat(said), torch.cat(truth)).mean()  # type: ignore[operator]
 
-    def _gradient_is_finite(self) -> bool:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not bool(norm.isfinite()):
+    def _mean_nats(self, said: Tensor, targets: Tensor, use: Tensor | None) -> Tensor:
+        # Choosing first spares the head's backward pass over steps that have no target.
+        if use is not None:
+            said, targets = said[use], targets[use]
+        return self.model.nats(said, targets).mean()  # type: ignore[operator]
+
+    def _gradient_is_finite(self, gradients: list[Tensor]) -> bool:
+        """Whether it is; if so it is clipped."""
+        sink = self._sink
+        if sink is not None and sink.flat is not None and sink.holds_all(gradients):
+            gradients = [sink.flat]
+        one = len(gradients) == 1
+        size = float(torch.linalg.vector_norm(gradients[0]) if one else torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(size):
             return False
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for group in self.optimizer.param_groups for p in group["params"]], self.clip_norm, norm
-            )
+        if self.clip_norm is not None and size > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / (size + 1e-6))
         return True
 
-    def _valid_tape(self, past: list[Asked]) -> Tensor | None:
+    def _valid_tape(self, reached: list[Asked]) -> Tensor | None:
         """The output of `predict` with its graph, if running the model again would give the same."""
         if self._tape is None:
             return None
         time, updates, output = self._tape
-        same = time == past[-1].question.time and updates == self.updates
-        return output if same and self.rule.first(past) == len(past) - 1 else None
+        same = time == reached[-1].question.time and updates == self.updates
+        return output if same and len(reached) == 1 else None
 
-    def _past(self, time: int) -> list[Asked]:
-        """The questions that are still held, up to the one at `time`."""
-        past = []
-        for asked in self._asked.values():
-            past.append(asked)
-            if asked.question.time == time:
-                break
-        return past
+    def _back_from(self, time: int | None) -> Iterator[Asked]:
+        """The question at `time` and those before it that are still held, newest first."""
+        while time is not None and (asked := self._asked.get(time)) is not None:
+            yield asked
+            time = self._before.get(time)
 
     def _again(self) -> tuple[OrderedDict[int, Asked], Any]:
         """The window run again with the present parameters: the questions with new memories, and the last memory."""
-        past = list(self._asked.values())
-        start = self.rule.first(past)
-        memory, renewed = past[start].before, self._asked.copy()
+        past = self.rule.reach(reversed(self._asked.values()))
+        memory, renewed = past[0].before, self._asked.copy()
         with torch.no_grad():
-            for asked in past[start:]:
+            for asked in past:
                 renewed[asked.question.time] = asked._replace(before=memory)
                 _, memory = self.rule.run(self.model, asked.question, memory)
         return renewed, detach(memory)
 
     def _prune(self) -> None:
         """Drop questions that neither wait nor are within the window of one that waits or is to come."""
-        past, needed = list(self._asked.values()), []
         oldest = next(iter(self._open), None)
-        for asked in past:
-            needed.append(asked)
-            if asked.question.time == oldest:
-                break
-        spare = self.rule.spare(needed) if oldest is None else self.rule.first(needed)
-        for asked in needed[:spare]:
-            del self._asked[asked.question.time]
+        if oldest is None:
+            held = self.rule.held(reversed(self._asked.values()))[::-1]
+        else:
+            held = self.rule.reach(self._back_from(oldest))
+        first = held[0].question.time if held else None
+        while self._asked and (time := next(iter(self._asked))) != first:
+            del self._asked[time]
+            self._before.pop(time, None)
+            self._known.pop(time, None)
+        if first is not None:
+            self._before.pop(first, None)
 
     def _check(self, question: Question) -> None:
         last = next(reversed(self._asked.values()), None)
@@ -234,10 +318,10 @@ class Learner(Predictor):
                 )
             if question.time in self._open:
                 raise UsageError(f"Learner: question {question.time} is already waiting; give each its own time")
-        if self.streams is not None and int(question.rows.max()) >= self.streams:
+        if self.streams is not None and (largest := max(question.rows.tolist(), default=-1)) >= self.streams:
             raise UsageError(
-                f"Learner: the question is about stream {int(question.rows.max())} but the memory holds "
-                f"{self.streams}; make the learner with streams={int(question.rows.max()) + 1}"
+                f"Learner: the question is about stream {largest} but the memory holds {self.streams}; "
+                f"make the learner with streams={largest + 1}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -252,8 +336,10 @@ class Learner(Predictor):
             "streams": self.streams,
             "output": self.output,
             "memory": None if self.memory is None else dict(leaves(self.memory)),
-            "asked": [(tuple(q), dict(leaves(before)), said) for q, before, said in self._asked.values()],
+            "asked": [(tuple(a.question), dict(leaves(a.before)), a.said) for a in self._asked.values()],
             "open": list(self._open),
+            "answered": [tuple(part.answer) for parts in self._known.values() for part in parts],
+            "gathered": self._gathered,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -267,20 +353,28 @@ class Learner(Predictor):
         self.updates, self.forgotten, self.streams = state["updates"], state["forgotten"], state["streams"]
         self.output, self.memory, self._tape = state["output"], None, None
         self._asked.clear()
+        self._before.clear()
         if state["memory"] is not None:
             questions = [Question(*question) for question, _, _ in state["asked"]]
             like = self._like(state["memory"])
             self.memory = from_leaves(state["memory"], like)
             for question, (_, before, said) in zip(questions, state["asked"], strict=True):
-                self._asked[question.time] = Asked(question, from_leaves(before, like), said)
+                if self._asked:
+                    self._before[question.time] = next(reversed(self._asked))
+                self._asked[question.time] = Asked.of(question, from_leaves(before, like), said)
         self._open = OrderedDict.fromkeys(state["open"])
+        self._known, self._gathered = {}, state["gathered"]
+        for parts in state["answered"]:
+            answer = Answer(*parts)
+            self._known.setdefault(answer.time, []).append(Known.of(answer))
 
-    def _like(self, table: dict[str, Tensor]) -> Any:
-        """A state of the right kind, whose extra axes are those that `table` shows."""
-        plain = self.model.init_state(self.streams)  # type: ignore[operator]
+    def _like(self, table: dict[str, Tensor], streams: int | None = None) -> Any:
+        """A fresh state of the right kind, whose extra axes are those that `table` shows."""
+        streams = self.streams if streams is None else streams
+        plain = self.model.init_state(streams)  # type: ignore[operator]
         for name, leaf in leaves(plain):
             if extra := table[name].shape[1 : 1 + table[name].ndim - leaf.ndim]:
-                return self.model.init_state(self.streams, tuple(extra))  # type: ignore[operator]
+                return self.model.init_state(streams, tuple(extra))  # type: ignore[operator]
         return plain
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Learner":
@@ -295,9 +389,21 @@ class Learner(Predictor):
                 twin.memory = value  # states are never changed in place
             elif name == "_asked":
                 twin._asked = value.copy()
+            elif name == "_known":
+                twin._known = {time: list(parts) for time, parts in value.items()}
             else:
                 setattr(twin, name, None if name == "_tape" else copy.deepcopy(value, memo))
         # Copying an optimizer drops its hooks; they get the optimizer as an argument, so ours can be shared.
         for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             setattr(twin.optimizer, hooks, OrderedDict(getattr(self.optimizer, hooks)))
         return twin
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Side by side along the steps."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def _clear(parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        parameter.grad = None

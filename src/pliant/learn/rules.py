@@ -4,7 +4,7 @@ A rule sees the questions of the recent past, each with the memory before it, an
 over them so that `backward` on the last output gives the gradient that the rule stands for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +15,20 @@ from pliant.core import Question, UsageError, detach, put, take
 
 
 class Asked(NamedTuple):
-    """A question, the memory of all streams before it (detached), and what was said (detached)."""
+    """A question, the memory of all streams before it (detached), and what was said (detached).
+
+    steps: how many the question has; fresh: whether it starts with a reset in every row.
+    """
 
     question: Question
     before: Any
     said: Tensor
+    steps: int
+    fresh: bool
+
+    @classmethod
+    def of(cls, question: Question, before: Any, said: Tensor) -> "Asked":
+        return cls(question, before, said, question.inputs.shape[1], _starts_fresh(question))
 
 
 @dataclass(frozen=True)
@@ -27,21 +36,32 @@ class Bptt:
     """Truncated back-propagation through time; see `bptt`."""
 
     window: int
+    every: int = 1
+    revisit: bool = False
 
-    def first(self, past: Sequence[Asked]) -> int:
-        """Index in `past` of the question at which the gradient of the last one begins."""
-        start, steps = len(past) - 1, past[-1].question.inputs.shape[1]
-        while start > 0 and not _starts_fresh(past[start].question):
-            steps += past[start - 1].question.inputs.shape[1]
-            if steps > self.window:
+    def reach(self, newest_first: Iterable[Asked]) -> list[Asked]:
+        """The first of these questions and those to which its gradient goes back, oldest first."""
+        reached: list[Asked] = []
+        steps = 0
+        for asked in newest_first:
+            steps += asked.steps
+            if reached and (reached[-1].fresh or steps > self.window):
                 break
-            start -= 1
-        return start
+            reached.append(asked)
+        return reached[::-1]
+
+    def alone(self, question: Question, before: Asked | None) -> bool:
+        """Whether the gradient of the answer to `question` can reach no question before it."""
+        steps = question.inputs.shape[1]
+        return before is None or steps + before.steps > self.window or _starts_fresh(question)
 
     def run(self, model: nn.Module, question: Question, memory: Any) -> tuple[Tensor, Any]:
         """Output for `question` and the memory after it; gradients end every `window` steps."""
-        whole = len(question.rows) == _streams(memory) and _is_range(question.rows)
+        whole = _is_range(question.rows, _streams(memory))
         state = memory if whole else take(memory, question.rows)
+        if question.inputs.shape[1] <= self.window:
+            output, state = model(question.inputs, state, reset=question.reset, mask=question.mask)
+            return output, state if whole else put(memory, question.rows, state)
         outputs = []
         for i, piece in enumerate(
             zip(*(part.split(self.window, 1) for part in (question.inputs, question.reset, question.mask)), strict=True)
@@ -50,37 +70,35 @@ class Bptt:
             state = detach(state) if i else state
             output, state = model(inputs, state, reset=reset, mask=mask)
             outputs.append(output)
-        output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        return output, state if whole else put(memory, question.rows, state)
+        return torch.cat(outputs, 1), state if whole else put(memory, question.rows, state)
 
-    def replay(self, model: nn.Module, past: Sequence[Asked]) -> Tensor:
-        """Output for the last question of `past`, with gradients through all that `first` reaches."""
-        reached = past[self.first(past) :]
+    def replay(self, model: nn.Module, reached: Sequence[Asked]) -> list[Tensor]:
+        """Outputs for what `reach` gave, with gradients through all of it: one for each question, or one for all."""
         questions = [asked.question for asked in reached]
-        rows, steps = questions[-1].rows, questions[-1].inputs.shape[1]
-        if len(questions) > 1 and all(question.rows.equal(rows) for question in questions):
+        rows = questions[-1].rows
+        if len(questions) > 1 and all(question.rows is rows or question.rows.equal(rows) for question in questions):
             # One pass over all of them: a chunk gives the same as its steps.
-            inputs, reset, mask = (torch.cat(same, 1) for same in zip(*(q[:3] for q in questions), strict=True))
+            inputs, reset, mask = (torch.cat(same, 1) for same in zip(*[q[:3] for q in questions], strict=True))
             joined = Question(inputs, reset, mask, questions[0].time, rows)
-            output, _ = self.run(model, joined, reached[0].before)
-            return output[:, -steps:]
-        memory = reached[0].before
+            return [self.run(model, joined, reached[0].before)[0]]
+        memory, outputs = reached[0].before, []
         for question in questions:
             output, memory = self.run(model, question, memory)
-        return output
+            outputs.append(output)
+        return outputs
 
-    def spare(self, past: Sequence[Asked]) -> int:
-        """How many of the oldest questions of `past` no later gradient will begin at."""
-        steps, start = 1, len(past)
-        while start > 0:
-            steps += past[start - 1].question.inputs.shape[1]
+    def held(self, newest_first: Iterable[Asked]) -> list[Asked]:
+        """Those of these questions at which the gradient of one still to come may begin, newest first."""
+        steps, held = 1, []
+        for asked in newest_first:
+            steps += asked.steps
             if steps > self.window:
                 break
-            start -= 1
-        return start
+            held.append(asked)
+        return held
 
 
-def bptt(window: int) -> Bptt:
+def bptt(window: int, *, every: int = 1, revisit: bool = False) -> Bptt:
     """Truncated back-propagation through time over `window` steps.
 
     The gradient of an answer goes back over its own question and as many whole questions before
@@ -88,16 +106,28 @@ def bptt(window: int) -> Bptt:
     question it ends every `window` steps. A question whose first step is a reset in every row
     needs none before it. (Williams & Peng 1990, BPTT(h; h'), with h' the steps of a question.)
 
+    Args:
+        window: steps that a gradient reaches back.
+        every: learned targets from one update to the next; the answers in between wait for it.
+        revisit: descend the losses of all answers within the window, not of the newest alone. The window
+            has to be run for the newest one anyway, so the older ones cost next to nothing more, and each
+            is learned from about window / every times.
+
     Raises:
-        UsageError: window is not positive.
+        UsageError: window or every is not positive, or answers that wait would be lost.
     """
     if window < 1:
         raise UsageError(f"bptt: window is {window}, expected at least 1 step")
-    return Bptt(window)
+    if every < 1:
+        raise UsageError(f"bptt: every is {every}, expected at least 1 target")
+    if every > 1 and not revisit:
+        raise UsageError(f"bptt: every is {every} without revisit, so all answers but each {every}th would be lost; "
+                         "set revisit=True")  # fmt: skip
+    return Bptt(window, every, revisit)
 
 
 def _starts_fresh(question: Question) -> bool:
-    return bool(question.reset[:, 0].all())
+    return question.reset.shape[1] > 0 and all(question.reset[:, 0].tolist())
 
 
 def _streams(memory: Any) -> int:
@@ -106,5 +136,5 @@ def _streams(memory: Any) -> int:
     return memory.shape[0]
 
 
-def _is_range(rows: Tensor) -> bool:
-    return rows.equal(torch.arange(len(rows), device=rows.device))
+def _is_range(rows: Tensor, size: int) -> bool:
+    return len(rows) == size and rows.tolist() == list(range(size))

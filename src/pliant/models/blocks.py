@@ -1,18 +1,29 @@
 """Residual blocks around mixers, and a stack of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from pliant.core import Role
 from pliant.core.roles import prefix
 from pliant.kernels import BlockWeights, gated_block, gated_block_fits
+from pliant.kernels._gated_block import Ends, Weights
 from pliant.mixers import GatedLRU, SequenceMixer
-from pliant.mixers.gated_lru import DECAY_POWER, MAX_SQRT_DERIVATIVE, GatedLRUState, RGLRUState
+from pliant.mixers.gated_lru import (
+    DECAY_POWER,
+    MAX_SQRT_DERIVATIVE,
+    RGLRU,
+    BlockDiagonal,
+    GatedLRUState,
+    RGLRUState,
+)
 
 NORM_EPS = 1e-6
 
@@ -61,47 +72,155 @@ class Block(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T *E D"], Any]:
-        if isinstance(self.mixer, GatedLRU) and gated_block_fits(x, state.lru.h, self.mlp.linear_in.weight):
-            return self._at_once(self.mixer, x, state, reset, mask)
         mixed, state = self.mixer(self.mixer_norm(x), state, reset=reset, mask=mask)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), state
 
-    def _at_once(
-        self, mixer: GatedLRU, x: Tensor, state: GatedLRUState, reset: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, GatedLRUState]:
-        """`forward` in one pass over a narrow model; a hook on a part of the block does not see it."""
-        lru, mlp = mixer.lru, self.mlp
-        weights = BlockWeights(
-            self.mixer_norm.weight,
-            mixer.linear_x.weight,
-            mixer.linear_x.bias,
-            mixer.linear_y.weight,
-            mixer.linear_y.bias,
-            mixer.conv_weight,
-            mixer.conv_bias,
-            lru.input_gate.weight,
-            lru.input_gate.bias,
-            lru.decay_gate.weight,
-            lru.decay_gate.bias,
-            lru.decay,
-            mixer.linear_out.weight,
-            mixer.linear_out.bias,
-            self.mlp_norm.weight,
-            mlp.linear_in.weight,
-            mlp.linear_in.bias,
-            mlp.linear_out.weight,
-            mlp.linear_out.bias,
-        )
-        y, conv, h, fresh = gated_block(
-            x, state.conv, state.lru.h, state.lru.fresh, weights, reset, mask,
-            decay_power=DECAY_POWER, max_derivative=MAX_SQRT_DERIVATIVE, eps=NORM_EPS,
-        )  # fmt: skip
-        return y, GatedLRUState(conv, RGLRUState(h, fresh))
-
     def roles(self) -> dict[str, Role]:
         norms = {"mixer_norm.weight": Role.GAIN, "mlp_norm.weight": Role.GAIN}
         return norms | prefix("mixer", self.mixer.roles()) | prefix("mlp", self.mlp.roles())
+
+
+class AtOnce:
+    """Says whether one pass may stand for all modules of a stack, and has the parameters that it reads.
+
+    It may not where somebody would notice: a hook on a part, a part that was exchanged or is of another
+    class, a parameter that is a subclass of a tensor. All that is looked at anew before each pass, so what
+    is remembered here only saves time; it is not copied with the model, nor saved.
+    """
+
+    def __init__(self) -> None:
+        self._root: nn.Module | None = None
+        self._weights: Weights | None = None
+
+    def __reduce__(self) -> Any:
+        return AtOnce, ()
+
+    def weights(
+        self, root: nn.Module, stack: "Stack", x: Tensor, states: Any, ends: tuple[nn.Module, ...] = ()
+    ) -> Weights | None:
+        """Parameters for a pass over `x` `(B, T, ...)` from `states`; None if the modules have to be called.
+
+        root: whose forward asks; hooks on it are not passed by. ends: embed, codes and head around the stack.
+        """
+        if not gated_block_fits(x, stack.norm.weight.shape[0]) or _has_any_global_hook():
+            return None
+        weights = self._weights
+        if self._root is not root or weights is None or not self._same() or not weights.as_made():
+            self._root, self._weights = root, self._found(root, stack, ends)
+            weights = self._weights
+            if weights is None or not weights.as_made():
+                return None
+        if len(states) != weights.depth:
+            return None
+        conv = (x.shape[0], weights.reach, weights.inner)
+        h = (x.shape[0], weights.inner)
+        for state in states:
+            if type(state) is not GatedLRUState or state.conv.shape != conv or state.lru.h.shape != h:
+                return None
+            if not state.conv.dtype == state.lru.h.dtype == weights.dtype or state.lru.fresh.shape != h[:1]:
+                return None
+        return weights
+
+    def _same(self) -> bool:
+        """Whether modules and parameters are those that were found, and nobody listens to them."""
+        children = list(chain.from_iterable(map(dict.values, self._modules)))
+        parameters = list(chain.from_iterable(map(dict.values, self._places)))
+        return (
+            len(children) == len(self._children)
+            and all(map(is_, children, self._children))
+            and len(parameters) == len(self._parameters)
+            and all(map(is_, parameters, self._parameters))
+            and list(map(type, children)) == self._types
+            and not any(self._hooks)
+            and not any(map(dict.__contains__, self._names, repeat("forward")))
+            and not any(map(attrgetter("_backward_hooks"), parameters))
+            and not any(map(attrgetter("_post_accumulate_grad_hooks"), parameters))
+        )
+
+    def _found(self, root: nn.Module, stack: "Stack", ends: tuple[nn.Module, ...]) -> Weights | None:
+        blocks = list(stack.blocks)
+        if not all(type(block) is Block and type(block.mixer) is GatedLRU for block in blocks):
+            return None
+        owners = list(root.modules())
+        parts = [module for module in owners if module is not root]
+        if not {type(part) for part in parts} <= PLAIN | {Block, Stack}:
+            return None
+        self._modules = [owner._modules for owner in owners]
+        self._children = [child for children in self._modules for child in children.values()]
+        self._types = [type(child) for child in self._children]
+        self._places = [owner._parameters for owner in owners]
+        self._parameters = [p for parameters in self._places for p in parameters.values()]
+        self._names = [part.__dict__ for part in parts]
+        self._hooks = [hooks for part in parts for hooks in _hooks(part)]
+        if not self._same():
+            return None
+        try:
+            return Weights([_weights_of(block) for block in blocks], stack.norm.weight, _ends_of(ends))
+        except (ValueError, AttributeError):
+            return None
+
+
+PLAIN = frozenset({nn.Linear, nn.RMSNorm, nn.Embedding, nn.ModuleList, BlockDiagonal, RGLRU, GatedLRU, GatedMLP})
+"""Classes whose forward the pass has in it."""
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        yield getattr(module, name)
+
+
+def _weights_of(block: Block) -> BlockWeights:
+    mixer, mlp = block.mixer, block.mlp
+    assert isinstance(mixer, GatedLRU)
+    lru = mixer.lru
+    return BlockWeights(
+        block.mixer_norm.weight,
+        mixer.linear_x.weight,
+        mixer.linear_x.bias,
+        mixer.linear_y.weight,
+        mixer.linear_y.bias,
+        mixer.conv_weight,
+        mixer.conv_bias,
+        lru.input_gate.weight,
+        lru.input_gate.bias,
+        lru.decay_gate.weight,
+        lru.decay_gate.bias,
+        lru.decay,
+        mixer.linear_out.weight,
+        mixer.linear_out.bias,
+        block.mlp_norm.weight,
+        mlp.linear_in.weight,
+        mlp.linear_in.bias,
+        mlp.linear_out.weight,
+        mlp.linear_out.bias,
+    )
+
+
+def _ends_of(ends: tuple[Any, ...]) -> Ends | None:
+    if not ends:
+        return None
+    embed, codes, head = ends
+    return Ends(embed.weight, embed.bias, codes.weight, head.weight, head.bias)
+
+
+def through(
+    weights: Weights,
+    x: Tensor | None,
+    states: Any,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    numbers: Tensor | None = None,
+    codes: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, tuple[GatedLRUState, ...]]:
+    """`gated_block` from and to the states of mixers."""
+    y, after = gated_block(
+        x, [(state.conv, *state.lru) for state in states], weights, reset, mask,
+        decay_power=DECAY_POWER, max_derivative=MAX_SQRT_DERIVATIVE, eps=NORM_EPS,
+        numbers=numbers, codes=codes, offset=offset,
+    )  # fmt: skip
+    return y, tuple(GatedLRUState(conv, RGLRUState(h, fresh)) for conv, h, fresh in after)
 
 
 class Stack(nn.Module):
@@ -111,6 +230,7 @@ class Stack(nn.Module):
         super().__init__()
         self.blocks: Sequence[Block] = nn.ModuleList(Block(mixer) for mixer in mixers)  # type: ignore[assignment]
         self.norm = nn.RMSNorm(mixers[0].width, eps=NORM_EPS)
+        self._at_once = AtOnce()
 
     def init_state(
         self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
@@ -125,6 +245,8 @@ class Stack(nn.Module):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T *E D"], tuple[Any, ...]]:
+        if weights := self._at_once.weights(self, self, x, state):
+            return through(weights, x, state, reset, mask)
         after = []
         for block, before in zip(self.blocks, state, strict=True):
             x, new = block(x, before, reset=reset, mask=mask)

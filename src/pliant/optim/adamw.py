@@ -1,8 +1,13 @@
 """AdamW with parameter groups by role.
 
 Paper: Loshchilov & Hutter 2019, Decoupled weight decay regularization, arXiv:1711.05101. The
-update itself is `torch.optim.AdamW`; ours is only who is decayed.
+update itself is `torch.optim.AdamW`; ours is only who is decayed, and a shorter way to the same kernel.
 """
+
+import inspect
+from collections.abc import Callable
+from operator import attrgetter, is_
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,9 +16,89 @@ from pliant.core import UsageError, check_roles
 from pliant.core.roles import MIXING
 
 
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` to the bit, for many small parameters on a CPU.
+
+    Most of a step of a small model goes into lists and into counting each parameter's steps. Here the counts
+    lie side by side, so that one operation moves them all. What is not plain goes the way of torch.
+    """
+
+    _counts: torch.Tensor | None = None
+    _ties: tuple[torch.Tensor, ...] = ()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        jobs = None if closure is not None else self._plain()
+        if jobs is None:
+            # Without the hooks of the parent's step, since those of this one have run.
+            with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
+                return _PARENT(self, closure)
+        with torch.no_grad():
+            self._tied().add_(1)
+            for group, params, grads, states in jobs:
+                beta1, beta2 = group["betas"]
+                torch._fused_adamw_(
+                    params,
+                    grads,
+                    [state["exp_avg"] for state in states],
+                    [state["exp_avg_sq"] for state in states],
+                    [],
+                    [state["step"] for state in states],
+                    amsgrad=False,
+                    lr=group["lr"],
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+        return None
+
+    def _plain(self) -> list[tuple[Any, list[Any], list[Any], list[Any]]] | None:
+        """What the fused kernel gets, group by group; None unless all parameters are plain and have moved before."""
+        states = list(self.state.values())
+        params = [p for group in self.param_groups for p in group["params"]]
+        if not params or len(states) != len(params) or not all(map(is_, self.state, params)):
+            return None
+        dtype, jobs, at = params[0].dtype, [], 0
+        for group in self.param_groups:
+            own = group["params"]
+            grads = [p.grad for p in own]
+            if (
+                not group["fused"]
+                or group["amsgrad"]
+                or group["maximize"]
+                or group["differentiable"]
+                or group["capturable"]
+                or not group["decoupled_weight_decay"]
+                or type(group["lr"]) is not float
+                or not all(map(torch.is_tensor, grads))
+                or any(map(attrgetter("is_sparse"), grads))
+                or not all(map(attrgetter("is_cpu"), own))
+                or any(map(dtype.__ne__, map(attrgetter("dtype"), own)))
+            ):
+                return None
+            if own:
+                jobs.append((group, own, grads, states[at : at + len(own)]))
+            at += len(own)
+        return jobs
+
+    def _tied(self) -> torch.Tensor:
+        """The counts of all parameters in one row; their states hold its elements."""
+        states = list(self.state.values())
+        if self._counts is None or not all(map(is_, [state["step"] for state in states], self._ties)):
+            self._counts = torch.stack([state["step"] for state in states])
+            self._ties = self._counts.unbind()
+            for state, count in zip(states, self._ties, strict=True):
+                state["step"] = count
+        return self._counts
+
+
+_PARENT = inspect.unwrap(torch.optim.AdamW.step)
+
+
 def adamw(
     model: nn.Module, lr: float = 2e-3, *, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.99)
-) -> torch.optim.AdamW:
+) -> AdamW:
     """`torch.optim.AdamW` that decays the weights which mix, and neither gains, biases nor recurrence decays.
 
     Args:
@@ -35,7 +120,7 @@ def adamw(
         groups[roles[name] in MIXING].append(parameter)
     # One pass over all parameters; torch has no such form for complex ones.
     fused = all(parameter.is_floating_point() for parameter in model.parameters())
-    return torch.optim.AdamW(
+    return AdamW(
         [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}],
         lr=lr,
         betas=betas,

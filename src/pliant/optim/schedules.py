@@ -55,3 +55,16 @@ def warmup_cosine(updates: int, total: int, floor: float = 0.0) -> Callable[[int
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
+
+
+def inverse_sqrt(updates: int, scale: float, floor: float = 0.0) -> Callable[[int], float]:
+    """Rise linearly over `updates`, fall as 1 / sqrt(1 + update / scale), and stay at `floor`.
+
+    The rate for online descent with bounded regret (Zinkevich 2003 has 1/sqrt(t)); the floor is for a
+    stream that changes, where the best parameters move and a rate that goes to zero loses them.
+    """
+
+    def factor(update: int) -> float:
+        return min(1.0, (update + 1) / max(1, updates)) * max(floor, (1 + update / scale) ** -0.5)
+
+    return factor
