@@ -1,18 +1,28 @@
 """The loops: over a stream, and over a fixed set."""
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from pliant.core import Answer, Question, Record, UsageError
 from pliant.core.record import merge_records
 from pliant.learn.base import Predictor
-from pliant.measure.scores import Scores
 from pliant.streams.base import Stream
 
-Opponents = Mapping[str, tuple[Predictor, Scores]]
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Takes note of what had been said to what turned out: scores, as a rule."""
+
+    def update(self, answer: Answer, said: Tensor | None) -> None: ...
+
+
+Opponents = Mapping[str, tuple[Predictor, Watcher]]
 
 
 def prequential(
-    stream: Stream, learner: Predictor, scores: Scores, opponents: Opponents | None = None
+    stream: Stream, learner: Predictor, scores: Watcher, opponents: Opponents | None = None
 ) -> Iterator[Record]:
     """Test, then train: everything is answered before its truth is known, and scored before it is learned.
 

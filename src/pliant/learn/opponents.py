@@ -20,13 +20,45 @@ from pliant.learn.learner import Learner
 from pliant.learn.loops import fit
 
 
-class _Counting(Predictor):
-    """Remembers what it said; leaves the guess and the counting to a leaf."""
+class Remembering(Predictor):
+    """Remembers what it said to at most `remember` questions; beyond that the oldest is forgotten."""
 
-    def __init__(self, num_classes: int, remember: int = 128):
-        self.num_classes, self.remember = num_classes, remember
+    def __init__(self, remember: int = 128):
+        self.remember = remember
         self.output: Tensor | None = None
         self._waiting: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()  # time -> rows, output
+
+    def _say(self, question: Question, output: Tensor) -> Tensor:
+        self.output = output
+        self._waiting[question.time] = (question.rows, output)
+        if len(self._waiting) > self.remember:
+            self._waiting.popitem(last=False)
+        return output
+
+    def said(self, answer: Answer) -> Tensor | None:
+        if answer.time not in self._waiting:
+            return None
+        rows, output = self._waiting[answer.time]
+        return rows_of(output, rows, answer.rows)
+
+    def _close(self, answer: Answer) -> None:
+        if answer.final:
+            self._waiting.pop(answer.time, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"output": self.output, "waiting": [(time, *said) for time, said in self._waiting.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.output = state["output"]
+        self._waiting = OrderedDict((time, (rows, output)) for time, rows, output in state["waiting"])
+
+
+class _Counting(Remembering):
+    """Leaves the guess and the counting to a leaf."""
+
+    def __init__(self, num_classes: int, remember: int = 128):
+        super().__init__(remember)
+        self.num_classes = num_classes
 
     @abstractmethod
     def _guess(self, rows: Tensor) -> Tensor:
@@ -38,31 +70,13 @@ class _Counting(Predictor):
 
     def predict(self, question: Question) -> Tensor:
         batch, steps = question.mask.shape
-        self.output = self._guess(question.rows)[:, None].expand(batch, steps, -1)
-        self._waiting[question.time] = (question.rows, self.output)
-        if len(self._waiting) > self.remember:
-            self._waiting.popitem(last=False)
-        return self.output
-
-    def said(self, answer: Answer) -> Tensor | None:
-        if answer.time not in self._waiting:
-            return None
-        rows, output = self._waiting[answer.time]
-        return rows_of(output, rows, answer.rows)
+        return self._say(question, self._guess(question.rows)[:, None].expand(batch, steps, -1))
 
     def learn(self, answer: Answer) -> Record:
         row, step = torch.nonzero(answer.learn_mask & answer.target_mask, as_tuple=True)
         self._count(answer.rows[row], answer.targets[row, step])
-        if answer.final:
-            self._waiting.pop(answer.time, None)
+        self._close(answer)
         return Record(0, answer.time, "updated" if len(row) else "nothing to learn", learned=len(row))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"output": self.output, "waiting": [(time, *said) for time, said in self._waiting.items()]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.output = state["output"]
-        self._waiting = OrderedDict((time, (rows, output)) for time, rows, output in state["waiting"])
 
 
 class Majority(_Counting):
