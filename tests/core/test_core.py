@@ -1,5 +1,6 @@
 """Ground floor: states, packing, files, seeds, distributions."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from pliant.core import Disk, UsageError, categorical_nats, generator, mixture_mean, numpy_generator, seeded
 from pliant.core.files import clear_parts
-from pliant.core.pack import differences, pack, unpack
+from pliant.core.pack import differences, pack, pack_file, unpack, unpack_file
 from pliant.core.record import OUTCOMES, Record, merge_records
 from pliant.core.roles import Role, check_roles
 from pliant.core.run import Run
@@ -153,3 +154,48 @@ def test_a_run_knows_where_it_took_place(tmp_path: Path) -> None:
     assert found["packages"]["torch"] == torch.__version__
     assert found["packages"]["numpy"] == np.__version__
     assert run.config("learn test") == {"a": 1}
+
+
+# One file
+
+
+packed = {"a": [1, math.nan, "x"], "b": (torch.arange(5.0), torch.zeros(0)), "c": {3: True, "d": None}}
+
+
+def test_a_value_in_one_file_is_read_back_to_the_bit() -> None:
+    assert differences(packed, unpack_file(pack_file(packed))) == []
+    assert differences(unpack_file(pack_file([])), []) == []
+
+
+def test_a_file_that_is_torn_or_altered_anywhere_is_refused() -> None:
+    data = pack_file(packed)
+    head = data.index(b"\n")
+    for length in (*range(head + 40), *range(head + 40, len(data), 7), len(data) - 1):
+        with pytest.raises(ValueError, match=r"not written by pliant|torn|newer"):
+            unpack_file(data[:length])
+    for place in (*range(head + 40), *range(head + 40, len(data), 7)):
+        for sign in (data[place] ^ 1, data[place] ^ 0x80, 0):
+            altered = data[:place] + bytes([sign]) + data[place + 1 :]
+            if altered == data:
+                continue
+            with pytest.raises(ValueError, match=r"not written by pliant|torn|newer"):
+                unpack_file(altered)
+    for text in (
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"null\nx",
+        b"\xff\xfe\n",
+        data + b"x",
+        b'{"schema": "x", "tree": 1, "sha256": ""}\n',
+    ):
+        with pytest.raises(ValueError, match=r"not written by pliant|torn"):
+            unpack_file(text)
+
+
+def test_a_file_of_a_newer_schema_is_told_apart() -> None:
+    head, _, body = pack_file(packed).partition(b"\n")
+    newer = json.dumps(json.loads(head) | {"schema": 2}).encode() + b"\n" + body
+    with pytest.raises(ValueError, match="newer"):
+        unpack_file(newer)

@@ -64,6 +64,8 @@ def finite(cell: Any) -> float:
     Raises:
         ValueError: it is no number, or not finite.
     """
+    if isinstance(cell, str) and "_" in cell:
+        raise ValueError(f"{cell} is no number")  # but Python reads 1_000 as one
     value = float(cell)
     if not math.isfinite(value):
         raise ValueError(f"{cell} is not finite")
@@ -138,4 +140,6 @@ class Columns:
             rest |= {name: tuple(rest[name]) for name in ("targets", "classes")}
             return cls(features=tuple(parts), **rest)
         except (KeyError, TypeError) as error:
-            raise UsageError(f"Columns: not the schema of a table ({error}); it was written by another version") from None
+            raise UsageError(
+                f"Columns: not the schema of a table ({error}); it was written by another version"
+            ) from None

@@ -14,6 +14,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from pliant.core.files import digest
+
+SCHEMA = 1
+
 
 def pack(value: Any) -> tuple[bytes, bytes]:
     """JSON bytes and safetensors bytes of a nested value.
@@ -29,6 +33,33 @@ def pack(value: Any) -> tuple[bytes, bytes]:
 def unpack(tree: bytes, tensors: bytes) -> Any:
     """The value that `pack` was given."""
     return _unpack(json.loads(tree), load_tensors(tensors))
+
+
+def pack_file(value: Any) -> bytes:
+    """A nested value as the bytes of one file, with a checksum."""
+    tree, tensors = pack(value)
+    head = {"schema": SCHEMA, "tree": len(tree)}
+    whole = digest(json.dumps(head).encode() + tree + tensors)
+    return json.dumps(head | {"sha256": whole}).encode() + b"\n" + tree + tensors
+
+
+def unpack_file(data: bytes) -> Any:
+    """The value that `pack_file` was given.
+
+    Raises:
+        ValueError: the bytes are not whole, or of a newer schema.
+    """
+    line, _, body = data.partition(b"\n")
+    try:
+        head = json.loads(line)
+        sha256, newer, size = head.pop("sha256"), head["schema"] > SCHEMA, head["tree"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("it was not written by pliant") from None
+    if newer:
+        raise ValueError("it was written by a newer version")
+    if digest(json.dumps(head).encode() + body) != sha256:
+        raise ValueError("it is torn or was altered")
+    return unpack(body[:size], body[size:])
 
 
 def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

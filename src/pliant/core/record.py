@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 OUTCOMES = {
     "asked": "no answer came",
     "updated": "the parameters changed",
+    "gathered": "the answer waits for the next update",
     "nothing to learn": "the answer held no target that may be learned from",
     "forgotten": "the answer came after its question had been forgotten",
     "non-finite loss": "the loss was not a finite number, so nothing was changed",

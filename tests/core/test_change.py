@@ -1,0 +1,104 @@
+"""The detector of changes: how often it is wrong, and how soon it is right."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pliant.core.change import Cusum
+
+SETTLED = 2000
+
+
+def settled(random: np.random.Generator) -> Cusum:
+    """A detector that knows a standard normal regime exactly, without the memory of its sum."""
+    detector = Cusum(settle=SETTLED)
+    for value in random.permutation(np.tile([1.0, -1.0], SETTLED // 2)):
+        assert not detector.update(value)
+    assert (detector.mean, detector.spread / detector.count) == (pytest.approx(0, abs=1e-12), pytest.approx(1))
+    return detector
+
+
+def alarm(values: np.ndarray, random: np.random.Generator) -> int:
+    """Values up to the first alarm of a detector whose regime is known from so many that new ones hardly move it."""
+    detector = settled(random)
+    # As if the regime had been watched for ever.
+    detector.count, detector.spread = 10**9, 1e9
+    return next(i for i, value in enumerate(values, 1) if detector.update(value))
+
+
+def runs(level: float, count: int, longest: int, seed: int) -> np.ndarray:
+    """Lengths of so many runs at a level, in deviations, by the recursion itself."""
+    random = np.random.default_rng(seed)
+    total, length, alive = np.zeros(count), np.zeros(count), np.ones(count, bool)
+    for _ in range(longest):
+        total[alive] = np.maximum(0, total[alive] + random.normal(level, 1, int(alive.sum())) - 0.5)
+        length[alive] += 1
+        alive &= total <= 5
+        if not alive.any():
+            break
+    assert not alive.any()
+    return length
+
+
+def test_in_control_and_out_of_control_run_lengths_are_those_of_the_literature() -> None:
+    # Of the recursion, over so many runs that the mean is known to 2 % and 1 %.
+    assert runs(0, 4000, 20_000, seed=1).mean() == pytest.approx(930, rel=0.1)
+    assert runs(1, 4000, 500, seed=2).mean() == pytest.approx(10.3, abs=0.5)
+
+
+def test_the_detector_is_that_recursion() -> None:
+    random = np.random.default_rng(3)
+    for level in (0.0, 0.5, 1.0):
+        values = random.normal(level, 1, 30_000)
+        total, expected = 0.0, 0
+        while total <= 5:
+            total = max(0.0, total + values[expected] - 0.5)
+            expected += 1
+        assert alarm(values, random) == expected
+
+
+def test_the_detector_itself_keeps_those_run_lengths() -> None:
+    random = np.random.default_rng(4)
+    detector = settled(random)
+    state = detector.state_dict() | {"count": 10**9, "spread": 1e9}
+    for level, count, expected, within in ((0.0, 300, 930, 0.15 * 930), (1.0, 1000, 10.3, 0.5)):
+        lengths = []
+        for _ in range(count):
+            detector.load_state_dict(dict(state))
+            length = 1
+            while not detector.update(random.normal(level, 1)):
+                length += 1
+            lengths.append(length)
+        assert np.mean(lengths) == pytest.approx(expected, abs=within)
+
+
+def test_after_an_alarm_a_regime_is_learned_anew() -> None:
+    random = np.random.default_rng(5)
+    detector, found = Cusum(threshold=8.0, settle=200), []
+    for i, value in enumerate(np.concatenate([random.normal(level, 1, 400) for level in (0, 4, 8)])):
+        if detector.update(value):
+            found.append(i)
+            assert detector.state_dict() == {"count": 0, "mean": 0.0, "spread": 0.0, "total": 0.0}
+    assert [400 <= found[0] < 405, 800 <= found[1] < 805, len(found)] == [True, True, 2]
+
+
+def test_falls_and_constants_and_what_is_not_finite_give_no_alarm() -> None:
+    detector = Cusum()
+    assert not any(detector.update(value) for value in [3.0] * 200)
+    assert not any(detector.update(value) for value in [math.nan, math.inf, -math.inf] * 20)
+    assert detector.count == 200
+    random = np.random.default_rng(6)
+    falling = Cusum(settle=200)
+    assert not any(falling.update(value) for value in random.normal(-np.arange(500) / 10, 1))
+
+
+def test_a_saved_detector_goes_on_to_the_same_alarms() -> None:
+    random = np.random.default_rng(7)
+    values = random.normal(np.repeat([0, 3], 300), 1)
+    one, two = (Cusum(threshold=8.0, settle=100) for _ in range(2))
+    first = [one.update(value) for value in values[:250]]
+    two.load_state_dict(one.state_dict())
+    assert [one.update(value) for value in values[250:]] == [two.update(value) for value in values[250:]]
+    assert one.state_dict() == two.state_dict()
+    assert not any(first)
