@@ -16,7 +16,8 @@ from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, R
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
 from pliant.optim import Schedule, adamw, warmup
-from pliant.recipes.panel import REFERENCE, Panel
+from pliant.recipes.drive import Task
+from pliant.recipes.panel import REFERENCE, Panel, Scoring
 from pliant.streams import Stream, digits, drift
 
 COMMAND = "learn digits"
@@ -111,6 +112,13 @@ def learner(config: DigitsConfig, source: Stream, name: str = "model") -> Learne
     )
 
 
+def task(config: DigitsConfig) -> Task:
+    """What drives a run of `config`."""
+    total = None if config.forever else config.answers
+    title = f"change={config.change}, every={config.every}"
+    return Task(lambda: life(config), title, total, every=config.every)
+
+
 def life(config: DigitsConfig) -> Life:
     """The whole run as a life: learner, stream, and the panel of opponents with all scores."""
     source = stream(config)
@@ -129,4 +137,4 @@ def life(config: DigitsConfig) -> Life:
     }
     wanted = dict.fromkeys([*config.opponents, REFERENCE])
     opponents: dict[str, Predictor] = {name: make() for name, make in makers.items() if name in wanted}
-    return Life(learner=ours, stream=source, panel=Panel(ours, opponents, drift.VISITS))
+    return Life(learner=ours, stream=source, panel=Panel(ours, opponents, Scoring(by="visit", names=drift.VISITS)))

@@ -23,10 +23,9 @@ from pliant.core.run import Run, environment
 from pliant.learn import Life, prequential
 from pliant.learn.life import saved_lives
 from pliant.recipes.panel import LEARNER, REFERENCE, Panel
+from pliant.recipes.watch import Watched
 from pliant.report import write_report
 
-ROW = 500
-"""Answers per line of records.jsonl."""
 STOPPED = 130
 
 
@@ -90,50 +89,96 @@ class Driving:
             )
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a config amounts to.
+
+    Attributes:
+        life: builds the life.
+        title: for people.
+        total: answers in the whole run, None if it has no end.
+        main: the score beside bits.
+        row: answers per line of the records.
+        every: answers per task, None if there are no tasks.
+        notes: sentences about the data.
+        schema: what a run is bound to, written into its folder; None for nothing.
+    """
+
+    life: Callable[[], Life]
+    title: str
+    total: int | None
+    main: str = "accuracy"
+    row: int = 500
+    every: int | None = None
+    notes: tuple[str, ...] = ()
+    schema: dict[str, Any] | None = None
+
+    def begin(self, run: Run) -> None:
+        """Write down what a run is bound to."""
+        if self.schema is not None:
+            run.write("schema.json", self.schema)
+
+    def check(self, run: Run) -> None:
+        """Raise `UsageError` if what a run is bound to has changed since it was begun."""
+        if self.schema is not None and run.read("schema.json") != json.loads(json.dumps(self.schema)):
+            raise UsageError(
+                f"the data of {run.folder} have changed since the run was begun (other columns, classes or number "
+                "of rows); begin a new run"
+            )
+
+
 Show = Callable[[int, dict[str, Any], dict[str, float], dict[str, float]], None]
 """Called for every row: answers so far, the row, and by member bits saved so far and processor seconds."""
 
 
-def drive(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> dict[str, Any] | None:
+def drive(
+    run: Run, life: Life, *, driving: Driving, show: Show, row: int = 500, every: int | None = None
+) -> dict[str, Any] | None:
     """Continue `life` in the folder of `run` until its stream ends; returns the summary, None if stopped before.
 
     Args:
         run: an existing run, new or to be continued.
         life: built from the run's config; has the parts `learner`, `stream` and `panel`.
-        every: answers per task, for the records.
         driving: how.
         show: called for every row of records.
+        row: answers per line of the records.
+        every: answers per task, for the records; None if the stream has no tasks.
     """
     panel: Panel = life.panel
     progress = Progress()
     life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress)
     _restore(run, life)
     with run.begin(keep=progress.records):
-        ended = _loop(run, life, every=every, driving=driving, show=show)
+        ended = _loop(run, life, row, every, driving, show)
     return _finish(run, life, driving) if ended else None
 
 
-def _loop(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> bool:
+def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, show: Show) -> bool:
     """Record and save until the stream ends (True) or the process is asked to stop (False)."""
     panel, progress = life.panel, life.progress
     clock = _Clock(panel, session=_sessions(run))
+    resumable = all(getattr(who.timed.inner, "resumable", True) for who in panel.members.values())
 
     def save() -> None:
         progress.records = run.sync()
-        life.save(run.lives)
+        if resumable:
+            life.save(run.lives)
 
     def cut() -> None:
-        row = {"answers": panel.answers, "update": life.learner.updates, "task": (panel.answers - 1) // every}
+        task = None if every is None else (panel.answers - 1) // every
+        row = {"answers": panel.answers, "update": life.learner.updates, "task": task}
         row |= progress.cut() | {"members": panel.cut()}
+        if isinstance(life.stream, Watched):
+            row["drift"] = life.stream.drift()
         run.record(row, clock.read(panel.answers))
         show(panel.answers, row, panel.saved(), panel.seconds())
 
     save()
     saved = panel.answers
-    with _stop_signal() as stop:
-        for record in prequential(life.stream, panel.learner.timed, panel.learner.window, panel.opponents):
+    with stop_signal() as stop:
+        for record in prequential(life.stream, panel.learner.timed, panel.watch, panel.opponents):
             progress.count(record)
-            if panel.answers // ROW > progress.row:
+            if panel.answers // size > progress.row:
                 cut()
             if stop:
                 save()
@@ -141,7 +186,7 @@ def _loop(run: Run, life: Life, *, every: int, driving: Driving, show: Show) -> 
             if panel.answers - saved >= driving.save_every:
                 saved = panel.answers
                 save()
-    if panel.learner.window["bits"].count:
+    if panel.learner.window.answers:
         cut()
     save()
     return True
@@ -210,7 +255,7 @@ def resident_bytes() -> int:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[list[int]]:
+def stop_signal() -> Iterator[list[int]]:
     """A list that is filled when the process is asked to stop; a second time stops at once."""
     stop: list[int] = []
 
@@ -232,23 +277,58 @@ def _finish(run: Run, life: Life, driving: Driving) -> dict[str, Any]:
     cpu: Counter[str] = Counter()
     for line in timing:
         cpu.update(line.get("cpu", {}))
-    model = life.learner.model
+    model, panel = life.learner.model, life.panel
     summary = {
-        "answers": life.panel.answers,
+        "answers": panel.answers,
         "updates": life.learner.updates,
         "reference": REFERENCE,
-        "members": life.panel.summary(),
+        **_scores(panel),
         "cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu.items()},
         "seconds": round(sum(_session_seconds(timing)), 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "state_bytes": nbytes(life.learner.memory),
         "peak_rss": max((line["rss"] for line in timing), default=0),
+        "latency": _latency(panel.learner.timed),
     }
+    spent = cpu[LEARNER]
+    summary["rows_per_second"] = round(panel.answers / spent, 1) if spent else None
+    if isinstance(life.stream, Watched):
+        summary |= {"problems": dict(life.stream.problems), "notes": list(getattr(life.stream.source, "notes", ()))}
+        summary |= {"stopped": life.stream.error} if life.stream.error else {}
     run.write("summary.json", summary)
     _append_ledger(run, summary)
     if driving.report:
         write_report([run.folder])
     return summary
+
+
+def _scores(panel: Panel) -> dict[str, Any]:
+    """Scores of the members; apart by visit they belong to each, by group to the whole."""
+    members, apart = panel.summary(), panel.apart()
+    found: dict[str, Any] = {"members": members}
+    if panel.scoring.by == "visit":
+        for name, visits in apart.items():
+            members[name]["visits"] = visits
+    elif panel.scoring.by is not None:
+        ours, reference = apart[LEARNER], apart[REFERENCE]
+        found["groups"] = {
+            group: {"answers": own["answers"], panel.scoring.main: own[panel.scoring.main],
+                    "bits_saved": (reference[group]["bits"] - own["bits"]) * own["answers"]}
+            for group, own in ours.items()
+        }  # fmt: skip
+    if panel.changes is not None:
+        found["changes"] = [{"answers": place, "name": "code length rose"} for place in panel.changes.found]
+    return found
+
+
+def _latency(timed: Any) -> dict[str, dict[str, float]]:
+    """Milliseconds of a call in this session: median, 99th and 99.9th percentile."""
+    shares = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+    return {
+        call: {name: round(1000 * times.quantile(share), 4) for name, share in shares.items()}
+        for call, times in timed.latency.items()
+        if times.counts.any()
+    }
 
 
 def _session_seconds(timing: list[dict[str, Any]]) -> list[float]:
@@ -268,14 +348,15 @@ def _append_ledger(run: Run, summary: dict[str, Any]) -> None:
         "config": head["config"],
         "seed": head["config"].get("seed"),
         "environment": run.read("environment.json"),
-        "scores": {name: ours[name] for name in ("bits", "bits_saved", "accuracy", "brier", "calibration")},
-        "opponents": {
-            name: {"bits": member["bits"], "bits_saved": member["bits_saved"], "accuracy": member["accuracy"]}
-            for name, member in summary["members"].items()
-            if name != LEARNER
-        },
+        "scores": _main(ours),
+        "opponents": {name: _main(member) for name, member in summary["members"].items() if name != LEARNER},
         "cpu_seconds": summary["cpu_seconds"],
         "seconds": summary["seconds"],
     }
     with open(run.folder.parent / "ledger.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _main(member: dict[str, Any]) -> dict[str, Any]:
+    names = ("bits", "bits_saved", "accuracy", "error", "brier", "calibration", "temporal_kappa")
+    return {name: member[name] for name in names if name in member}

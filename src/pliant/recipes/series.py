@@ -1,0 +1,232 @@
+"""A small recurrent model learns your own table, row by row, beside what is done today."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pliant.core import UsageError, categorical_nats, seeded
+from pliant.core.columns import Columns
+from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, bptt
+from pliant.learn.references import LastLabel, Marginal, Seasonal
+from pliant.learn.trees import Boosting, River
+from pliant.models.table import TableModel
+from pliant.optim import Schedule, adamw, inverse_sqrt
+from pliant.recipes.drive import Task
+from pliant.recipes.panel import REFERENCE, Changes, Panel, Scoring, row_nats
+from pliant.recipes.watch import Watched
+from pliant.streams._named import named
+from pliant.streams._series import Series, Source
+from pliant.streams._table import scan
+
+COMMAND = "learn series"
+MAX_WINDOW, MAX_CHUNK, MAX_SIZE = 4096, 4096, 16
+LONG = 10_000
+"""Rows from which chunks are longer: a short table has to be learned from few rows, so each counts more."""
+SHORT_CHUNK, LONG_CHUNK = 8, 16
+MIN_WINDOW = 32
+GROUP_WINDOW = 4
+"""Steps of each of many streams that an update reaches back: each of them is a pass of its own."""
+LR = 3e-3
+WARMUP = 20
+SCALE = 1000
+"""Rows over which the learning rate begins to fall, see `inverse_sqrt`."""
+FLOOR = 0.15
+MAX_WAITING = 4096
+"""Rows that may wait for their answers at the same time in a live stream, unless the delay asks for more."""
+PASSES = 4
+"""How often a training from scratch sees its window."""
+TRAININGS = 25
+"""Trainings from scratch in a run, unless --retrain says otherwise."""
+
+Opponent = Literal[
+    "majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting", "hoeffding-tree", "adaptive-forest"
+]
+STANDARD: tuple[Opponent, ...] = ("majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesConfig:
+    """What is learned, and by what. Two runs of one config over the same data are equal to the bit."""
+
+    data: str | None = None
+    """A table (.csv, .tsv, .txt, .jsonl, also as .gz, or .parquet), or a folder of them, each a group."""
+    stream: str | None = None
+    """Instead of a table, a stream by name: electricity, weather, outdoor or ett (with --data, the folder that holds
+    it), river:NAME, aeon:NAME, regimes."""
+    target: tuple[str, ...] = ()
+    """The column to predict, or several if they are numbers."""
+    task: Literal["classify", "regress", "forecast", "auto"] = "auto"
+    """What to predict: the class in the row, the number in the row, the number --horizon rows on. auto: forecast if
+    --horizon is given; classify if the target has names or at most 20 whole numbers; else regress, or forecast if there
+    is no other column."""
+    horizon: int | None = None
+    """Rows from the one that is asked to the value that it is asked for. Only to forecast; default 1."""
+    delay: int = 0
+    """Rows by which each label comes later than it could."""
+    time: str | None = None
+    """The column that holds the time; it must not go backwards. Default: found if it is plain to see."""
+    features: tuple[str, ...] = ()
+    """Columns to predict from. Default: all others."""
+    group: str | None = None
+    """The column that tells streams apart, such as a sensor or a customer."""
+    concat: bool = False
+    """Read the files of a folder as one stream, in order of their names."""
+    label_as_input: bool = True
+    """Whether the newest known label is an input. Opponents that learn get the same inputs."""
+    season: int | None = None
+    """Rows after which a pattern repeats, such as 24 for hours. Default: from the times, if there are any."""
+    rows: int | None = None
+    """Stop after this many rows. Default: all of them."""
+    chunk: int | None = None
+    """Rows between two updates. What is answered is the same as row by row. Default: 16, or 8 for fewer
+    than 10,000 rows."""
+    size: int = 1
+    """The one dial of the model: width = 32 size, depth = 2 (1 to 16)."""
+    window: int | None = None
+    """Rows that gradients reach back and whose answers each update takes (1 to 4096). Default: 32, or one chunk."""
+    lr: float | None = None
+    """Learning rate of AdamW at its highest; it falls with the square root of time, down to a floor. Default: 0.003,
+    divided by the square root of --horizon, since overlapping targets say little new each."""
+    retrain: int | None = None
+    """Rows between two trainings from scratch of the opponents that are retrained. Default: a 25th of the table."""
+    opponents: tuple[Opponent, ...] = STANDARD
+    """Who else answers; those that do not fit the task are left out, and no-change always answers."""
+    seed: int = 0
+    """Of the model and of everything else that is drawn."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "horizon": (1, None), "delay": (0, None), "season": (1, None), "rows": (2, None), "retrain": (1, None),
+            "chunk": (1, MAX_CHUNK), "size": (1, MAX_SIZE), "window": (1, MAX_WINDOW),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                span = f"{low} to {high}" if high is not None else f"at least {low}"
+                raise UsageError(f"--{name} is {value}, expected {span}")
+        if self.lr is not None and not 0 < self.lr < float("inf"):
+            raise UsageError(f"--lr is {self.lr}, expected a number above 0")
+        if self.stream is not None and self.target:
+            raise UsageError(f"the stream {self.stream} has a target of its own; leave --target out")
+
+
+def source(config: SeriesConfig) -> Source:
+    """The rows that a config names."""
+    if config.stream is not None:
+        return named(config.stream, config.data, horizon=config.horizon, delay=config.delay, seed=config.seed,
+                     rows=config.rows, label_as_input=config.label_as_input)  # fmt: skip
+    if config.data is None or not config.target:
+        missing = "--data FILE" if config.data is None else "--target COLUMN"
+        raise UsageError(
+            f"learn series needs {missing}, as in: pliant learn series --data FILE --target COLUMN; or --stream NAME"
+        )
+    task = "forecast" if config.task == "auto" and config.horizon is not None else config.task
+    return scan(
+        config.data, task=task, target=config.target, features=config.features or None, group=config.group,
+        time=config.time, horizon=config.horizon or 1, delay=config.delay, season=config.season,
+        label_as_input=config.label_as_input, concat=config.concat,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a config leaves to the data, worked out.
+
+    Attributes:
+        chunk, window: rows.
+        ahead: rows from a step to the value that it is asked for.
+        remember: questions that may wait at the same time.
+        rows: how many there are, None if nobody knows.
+        retrain: rows.
+        lr: highest learning rate.
+    """
+
+    chunk: int
+    window: int
+    ahead: int
+    remember: int
+    rows: int
+    retrain: int
+    lr: float
+
+    @classmethod
+    def of(cls, config: SeriesConfig, rows: Source) -> "Shape":
+        columns, count = rows.columns, rows.rows if config.rows is None else min(rows.rows, config.rows)
+        groups = max(1, len(rows.groups))
+        chunk = config.chunk or (SHORT_CHUNK if count < LONG else LONG_CHUNK)
+        ahead = columns.lag - config.delay if columns.task == "forecast" else 0
+        # A question of several groups holds one step of each.
+        steps = chunk if groups == 1 else 1
+        window = config.window or (max(MIN_WINDOW, chunk) if groups == 1 else GROUP_WINDOW)
+        remember = -(-columns.lag // steps) + 2
+        if groups > 1:
+            remember = max(remember * groups, 4096)
+        retrain = config.retrain or max(200, count // TRAININGS)
+        lr = config.lr or LR / max(1, ahead) ** 0.5
+        return cls(chunk, window, ahead, remember, count, retrain, lr)
+
+
+def learner(
+    config: SeriesConfig, columns: Columns, shape: Shape, streams: int, name: str = "model", *, live: bool = False
+) -> Learner:
+    """A learner for a stream of rows; `name` decides its first weights.
+
+    With `live`, rows come one by one, and an update takes as many answers as otherwise a question has.
+    """
+    with seeded(config.seed, name):
+        model = TableModel(columns, width=32 * config.size)
+    return Learner(
+        model,
+        adamw(model, shape.lr),
+        bptt(shape.window, every=shape.chunk if live else 1, revisit=True),
+        [Schedule(inverse_sqrt(WARMUP, SCALE / shape.chunk, FLOOR))],
+        streams=streams,
+        remember=max(MAX_WAITING, shape.remember * shape.chunk) if live else shape.remember,
+        seed=config.seed,
+    )
+
+
+def task(config: SeriesConfig) -> Task:
+    """What drives a run of `config`; reads over the data once, for what its columns mean."""
+    rows = source(config)
+    columns, shape = rows.columns, Shape.of(config, rows)
+    title = f"{columns.task} {', '.join(columns.targets)}"
+    notes = getattr(rows, "notes", ())
+    schema = {"columns": columns.to_dict(), "groups": list(rows.groups), "rows": rows.rows, "shape": asdict(shape),
+              "time": getattr(rows, "time", None)}  # fmt: skip
+    main = "accuracy" if columns.task == "classify" else "error"
+    row = min(5000, max(50, shape.rows // 200))
+    return Task(lambda: life(config, rows), title, shape.rows, main, row, None, notes, schema)
+
+
+def life(config: SeriesConfig, rows: Source) -> Life:
+    """The whole run as a life: learner, stream, and the panel of opponents with all scores."""
+    columns, shape = rows.columns, Shape.of(config, rows)
+    series = Series(rows, chunk=shape.chunk, ahead=shape.ahead, limit=config.rows)
+    ours = learner(config, columns, shape, series.streams)
+    opponents = _opponents(config, series, shape, ours)
+    numbers = columns.task != "classify"
+    scoring = Scoring(numbers, "group" if rows.groups else None, rows.groups)
+    changes = Changes(row_nats if numbers else categorical_nats)
+    return Life(learner=ours, stream=Watched(series, columns), panel=Panel(ours, opponents, scoring, changes))
+
+
+def _opponents(config: SeriesConfig, series: Series, shape: Shape, ours: Learner) -> dict[str, Predictor]:
+    columns, keep = series.columns, {"remember": shape.remember}
+    numbers = columns.task != "classify"
+    every: dict[str, Any] = {"every": shape.retrain, "seed": config.seed, **keep}
+    makers: dict[str, Any] = {
+        "mean" if numbers else "majority": lambda: Marginal(columns, **keep),
+        "no-change": lambda: LastLabel(columns, **keep),
+        "frozen": lambda: Frozen(ours, after=shape.rows // 5),
+        "retrained": lambda: Retrained(
+            lambda number: learner(config, columns, shape, series.streams, f"retrained/{number}"),
+            every=shape.retrain, window=5 * shape.retrain, passes=PASSES,
+        ),
+        "boosting": lambda: Boosting(columns, window=5 * shape.retrain, **every),
+        "hoeffding-tree": lambda: River(columns, "hoeffding-adaptive-tree", seed=config.seed, **keep),
+        "adaptive-forest": lambda: River(columns, "adaptive-random-forest", seed=config.seed, **keep),
+    }  # fmt: skip
+    if columns.season is not None:
+        makers["seasonal"] = lambda: Seasonal(columns, **keep)
+    wanted = dict.fromkeys([*config.opponents, REFERENCE])
+    return {name: makers[name]() for name in wanted if name in makers}
