@@ -156,13 +156,30 @@ def _learn_kind(name: str, arguments: list[str]) -> int:
         task = recipe.task(config)
         task.check(run)
     else:
-        config = first.config
+        config, trials = _tuned(first.config)
         task = recipe.task(config)
         if first.driving.resume:
             print(f"nothing to resume in {run.folder}: a new run begins", file=sys.stderr)
         run.create(recipe.COMMAND, dataclasses.asdict(config), threads=first.driving.threads)
         task.begin(run)
+        if trials:
+            run.write("tune.json", trials)
     return _run(recipe.COMMAND, task, first.driving, run)
+
+
+def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """The config with what --tune has chosen, and the trials; as it is if there is nothing to choose."""
+    if getattr(config, "tune", None) is None:
+        return config, []
+    from pliant.recipes import series, tune
+
+    def tell(trial: Any) -> None:
+        print(f"  lr {trial.lr:.4g}, chunk {trial.chunk}, size {trial.size}: {trial.bits:.4f} bits per answer "
+              f"over {trial.rows:,} rows", file=sys.stderr)  # fmt: skip
+
+    print(f"choosing settings on the first rows, for at most {config.tune:g} minutes", file=sys.stderr)
+    best, trials = tune.tune(config, series.source(config), config.tune, tell)
+    return best, [dataclasses.asdict(trial) for trial in trials]
 
 
 def _saved_config(kind: type[T], command: str, run: Any) -> T:

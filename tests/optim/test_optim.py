@@ -73,13 +73,10 @@ def test_rates_over_updates() -> None:
 
 def torchs(net: SequenceClassifier, like: torch.optim.Optimizer) -> torch.optim.AdamW:
     """The AdamW of torch with the groups of `like`, over the parameters of `net`."""
-    place = {id(p): k for k, p in enumerate(p for group in like.param_groups for p in group["params"])}
-    twin = adamw(net)
-    assert len(place) == sum(len(group["params"]) for group in twin.param_groups)
     options = ("lr", "betas", "eps", "weight_decay", "fused")
     groups = [
         {"params": mine["params"]} | {name: theirs[name] for name in options}
-        for mine, theirs in zip(twin.param_groups, like.param_groups, strict=True)
+        for mine, theirs in zip(adamw(net).param_groups, like.param_groups, strict=True)
     ]
     return torch.optim.AdamW(groups)
 

@@ -343,8 +343,8 @@ def gated_block(
     assert like is not None
     batch, steps = like.shape[:2]
     rows = batch * steps
-    numbers_in = np.empty((rows, 0)) if numbers is None else numbers.numpy().reshape(rows, -1)
-    codes_in = np.empty((rows, 0), np.int64) if codes is None else codes.numpy().reshape(rows, -1)
+    numbers_in = np.empty((rows, 0)) if numbers is None else numbers.numpy().reshape(rows, numbers.shape[-1])
+    codes_in = np.empty((rows, 0), np.int64) if codes is None else codes.numpy().reshape(rows, codes.shape[-1])
     offset_in = np.empty((0, 0)) if offset is None else offset.numpy().reshape(rows, -1)
     constants = (decay_power, max_derivative, eps)
     call = _Call(weights, states, reset, mask, numbers_in, codes_in, offset_in, constants)
@@ -453,7 +453,7 @@ def _exp(x, k):  # type: ignore[no-untyped-def]
     limit = k[LIMIT]
     x = -limit if x < -limit else x
     x = limit if x > limit else x
-    n = _rint(x * k[LOG2E])
+    n = _rint(x * k[LOG2E])  # type: ignore[var-annotated]
     r = (x - n * k[LOG2_HIGH]) - n * k[LOG2_LOW]
     # The series is written out, since an index that is not a constant keeps a loop from running on vectors.
     total = (((((k[15] * r + k[16]) * r + k[17]) * r + k[18]) * r + k[19]) * r + k[20]) * r + k[21]

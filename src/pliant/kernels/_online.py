@@ -38,7 +38,6 @@ LARGEST = 1e140
 """Larger numbers are held to this, so that squares stay finite."""
 
 
-
 # The same in all three.
 
 
@@ -63,7 +62,7 @@ def _unit(value, var):  # type: ignore[no-untyped-def]
 @jit
 def _share_move(z, n, shares):  # type: ignore[no-untyped-def]
     # In logarithms about the largest: a wild move is still closest to the widest.
-    kinds = len(WIDTHS)
+    kinds, z = len(WIDTHS), min(max(z, -LARGEST), LARGEST)
     highest = -math.inf
     for k in range(kinds):
         highest = max(highest, -math.log(WIDTHS[k]) - 0.5 * (z / WIDTHS[k]) ** 2)
@@ -285,12 +284,17 @@ class NumberScale(NamedTuple):
     def fresh(cls, batch: int, lag: int, targets: int, device: torch.device | None = None) -> "NumberScale":
         """Of streams that have shown nothing yet."""
         wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        zeros = torch.zeros(5, batch, targets, **wide)
         return cls(
             torch.full((batch, lag, targets), math.nan, **wide),
             torch.zeros(batch, dtype=torch.int64, device=device),
             torch.full((batch, targets), math.nan, **wide),
-            *torch.zeros(5, batch, targets, **wide).unbind(0),
-            torch.full((batch, targets, len(WIDTHS)), 1 / len(WIDTHS), **wide),
+            seen=zeros[0],
+            mean=zeros[1],
+            var=zeros[2],
+            moves=zeros[3],
+            square=zeros[4],
+            shares=torch.full((batch, targets, len(WIDTHS)), 1 / len(WIDTHS), **wide),
         )
 
 

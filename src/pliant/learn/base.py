@@ -14,6 +14,9 @@ class Predictor(ABC):
     output: Tensor | None
     """What was answered to the last question; a stream gets it with the next `send`."""
 
+    resumable: bool = True
+    """Whether `state_dict` works, so that a life with it can be saved."""
+
     @abstractmethod
     def predict(self, question: Question) -> Tensor:
         """The answer, `(B, T, ...)`. Moves the memory of the stream and nothing else."""

@@ -262,6 +262,8 @@ class River(_Model):
         UsageError: river is not installed.
     """
 
+    resumable = False
+
     def __init__(
         self,
         columns: Columns,

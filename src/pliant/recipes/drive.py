@@ -157,7 +157,7 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
     """Record and save until the stream ends (True) or the process is asked to stop (False)."""
     panel, progress = life.panel, life.progress
     clock = _Clock(panel, session=_sessions(run))
-    resumable = all(getattr(who.timed.inner, "resumable", True) for who in panel.members.values())
+    resumable = all(who.timed.inner.resumable for who in panel.members.values())
 
     def save() -> None:
         progress.records = run.sync()

@@ -22,7 +22,7 @@ MAX_WINDOW, MAX_CHUNK, MAX_SIZE = 4096, 4096, 16
 LONG = 10_000
 """Rows from which chunks are longer: a short table has to be learned from few rows, so each counts more."""
 SHORT_CHUNK, LONG_CHUNK = 8, 16
-MIN_WINDOW = 32
+MIN_WINDOW, MAX_DEFAULT_WINDOW, CHUNKS_IN_WINDOW = 8, 32, 4
 GROUP_WINDOW = 4
 """Steps of each of many streams that an update reaches back: each of them is a pass of its own."""
 LR = 3e-3
@@ -82,10 +82,14 @@ class SeriesConfig:
     size: int = 1
     """The one dial of the model: width = 32 size, depth = 2 (1 to 16)."""
     window: int | None = None
-    """Rows that gradients reach back and whose answers each update takes (1 to 4096). Default: 32, or one chunk."""
+    """Rows that gradients reach back and whose answers each update takes (1 to 4096). Default: four chunks, within 8 to
+    32, or one chunk."""
     lr: float | None = None
     """Learning rate of AdamW at its highest; it falls with the square root of time, down to a floor. Default: 0.003,
-    divided by the square root of --horizon, since overlapping targets say little new each."""
+    less by square roots for a long --horizon, whose targets overlap, and for a --chunk below 8."""
+    tune: float | None = None
+    """Minutes in which to choose --lr, --chunk and --size, as far as they are not given, by what they earn on the first
+    fifth of the rows. Default: none, the defaults are used."""
     retrain: int | None = None
     """Rows between two trainings from scratch of the opponents that are retrained. Default: a 25th of the table."""
     opponents: tuple[Opponent, ...] = STANDARD
@@ -105,6 +109,8 @@ class SeriesConfig:
                 raise UsageError(f"--{name} is {value}, expected {span}")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UsageError(f"--lr is {self.lr}, expected a number above 0")
+        if self.tune is not None and not 0 < self.tune < float("inf"):
+            raise UsageError(f"--tune is {self.tune}, expected a number of minutes above 0")
         if self.stream is not None and self.target:
             raise UsageError(f"the stream {self.stream} has a target of its own; leave --target out")
 
@@ -156,12 +162,14 @@ class Shape:
         ahead = columns.lag - config.delay if columns.task == "forecast" else 0
         # A question of several groups holds one step of each.
         steps = chunk if groups == 1 else 1
-        window = config.window or (max(MIN_WINDOW, chunk) if groups == 1 else GROUP_WINDOW)
+        several = max(MIN_WINDOW, min(MAX_DEFAULT_WINDOW, CHUNKS_IN_WINDOW * chunk))
+        window = config.window or (max(several, chunk) if groups == 1 else GROUP_WINDOW)
         remember = -(-columns.lag // steps) + 2
         if groups > 1:
             remember = max(remember * groups, 4096)
         retrain = config.retrain or max(200, count // TRAININGS)
-        lr = config.lr or LR / max(1, ahead) ** 0.5
+        # Updates from few rows are noisy, and targets that overlap say little new each.
+        lr = config.lr or LR * min(1, chunk / SHORT_CHUNK) ** 0.5 / max(1, ahead) ** 0.5
         return cls(chunk, window, ahead, remember, count, retrain, lr)
 
 

@@ -1,0 +1,179 @@
+"""One default command on seven streams, five seeds, beside all opponents; and with later labels.
+
+python benchmarks/streams.py --data FOLDER                  # whatever is missing in docs/results/streams.jsonl
+python benchmarks/streams.py --data FOLDER --delays         # docs/results/delays.jsonl
+python benchmarks/streams.py --draw                         # docs/streams.md and the ledger's lines
+
+FOLDER holds `streams` and `ett`, the layouts that `pliant.streams.named` reads. Needs river.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _ledger import DOCS, append
+
+from pliant.core.run import Run
+from pliant.recipes import drive, series
+
+RESULTS = DOCS / "results"
+ALL = (*series.STANDARD, "hoeffding-tree", "adaptive-forest")
+CHEAP = ("majority", "no-change", "frozen", "hoeffding-tree")
+STREAMS: dict[str, dict[str, Any]] = {
+    "electricity": {"stream": "electricity", "data": "streams"},
+    "weather": {"stream": "weather", "data": "streams"},
+    "outdoor": {"stream": "outdoor", "data": "streams"},
+    "ett": {"stream": "ett", "data": "ett"},
+    "river:Shuttle": {"stream": "river:Shuttle"},
+    "river:TrumpApproval": {"stream": "river:TrumpApproval"},
+    "regimes 100k": {"stream": "regimes", "rows": 100_000},
+    # Ten hours of opponents otherwise; the first 100,000 rows have them all.
+    "regimes 1M": {"stream": "regimes", "rows": 1_000_000, "opponents": CHEAP},
+}
+DELAYS = (1, 10, 100, 1000)
+
+
+def run(options: dict[str, Any], data: Path, seed: int) -> dict[str, Any]:
+    """The summary of one run of the default command."""
+    options = dict(options)
+    if "data" in options:
+        options["data"] = str(data / options["data"])
+    config = series.SeriesConfig(**{"opponents": ALL, **options}, seed=seed)
+    task = series.task(config)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        folder_run = Run(Path(folder) / "run")
+        folder_run.create(series.COMMAND, dataclasses.asdict(config), threads=1)
+        task.begin(folder_run)
+        driving = drive.Driving(report=False, save_every=10**9)
+        summary = drive.drive(folder_run, task.life(), driving=driving, show=lambda *_: None, row=task.row)
+    assert summary is not None
+    keep = ("answers", "members", "cpu_seconds", "rows_per_second", "latency", "seconds", "peak_rss", "parameters")
+    return {name: summary[name] for name in keep}
+
+
+def fill(file: Path, wanted: list[tuple[dict[str, Any], dict[str, Any]]], data: Path) -> None:
+    """Run what is not in `file` yet, a line each."""
+    file.parent.mkdir(exist_ok=True)
+    done = [json.loads(line)["key"] for line in file.read_text().splitlines()] if file.exists() else []
+    for key, options in wanted:
+        if key in done:
+            continue
+        began = time.time()
+        summary = run(options, data, key["seed"])
+        for member in summary["members"].values():
+            for long in ("reliability", "coverage"):
+                member.pop(long, None)
+        with open(file, "a") as out:
+            out.write(json.dumps({"key": key, **summary}) + "\n")
+        print(key, round(time.time() - began), "s", flush=True)
+
+
+def rows(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Results by stream."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        row = json.loads(line)
+        key = row["key"]
+        found.setdefault(key["stream"] + (f", delay {key['delay']}" if "delay" in key else ""), []).append(row)
+    return found
+
+
+def spread(values: list[float], digits: int = 4) -> str:
+    """Mean and standard deviation over seeds."""
+    apart = statistics.stdev(values) if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    return f"{mean:.{digits}f}" + (f" ± {apart:.{digits}f}" if apart > 0.5 * 10**-digits else "")
+
+
+def table(found: list[dict[str, Any]]) -> list[str]:
+    names = sorted(found[0]["members"], key=lambda name: statistics.fmean(r["members"][name]["bits"] for r in found))
+    ours = statistics.fmean(row["cpu_seconds"]["pliant"] for row in found)
+    main = "accuracy" if "accuracy" in found[0]["members"]["pliant"] else "error"
+    third = "temporal_kappa" if main == "accuracy" else "relative_error"
+    lines = [f"| | bits per answer | {main} | {third.replace('_', ' ')} | CPU s | compute of ours | rows per CPU s |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for name in names:
+        members = [row["members"][name] for row in found]
+        cpu = statistics.fmean(row["cpu_seconds"][name] for row in found)
+        title = f"**{name}**" if name == "pliant" else name
+        lines.append(
+            f"| {title} | {spread([m['bits'] for m in members])} | {spread([m[main] for m in members])} "
+            f"| {spread([m[third] if m[third] is not None else float('nan') for m in members], 3)} | {cpu:.1f} "
+            f"| {cpu / ours:.2g} | {found[0]['answers'] / max(cpu, 1e-9):,.0f} |"
+        )
+    return lines
+
+
+def place(found: list[dict[str, Any]], of: str = "pliant") -> int:
+    """Rank by mean bits, from 1."""
+    means = {n: statistics.fmean(row["members"][n]["bits"] for row in found) for n in found[0]["members"]}
+    return 1 + sum(value < means[of] for value in means.values())
+
+
+def draw() -> None:
+    lines = [
+        "# Seven streams, one default command",
+        "",
+        "Written by `python benchmarks/streams.py --draw` from the records in `docs/results`. Mean and standard",
+        "deviation over seeds; sorted by bits per answer (for numbers, of a density in units of the target).",
+        "Electricity rewards predicting persistence: read bits and temporal kappa there, not accuracy.",
+        "",
+    ]
+    for title, file in (("", "streams.jsonl"), ("## Later labels\n", "delays.jsonl")):
+        found = rows(RESULTS / file)
+        lines += [title] if title and found else []
+        for name, runs in found.items():
+            seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+            lines += [f"### {name}: {runs[0]['answers']:,} answers, {seeds}", "", *table(runs), ""]
+    (DOCS / "streams.md").write_text("\n".join(lines))
+
+
+def ledger() -> None:
+    """One line per stream, and the two aims."""
+    found = rows(RESULTS / "streams.jsonl")
+    command = "python benchmarks/streams.py --data FOLDER; --draw"
+    for name, runs in found.items():
+        ours = [row["members"]["pliant"] for row in runs]
+        best = min((n for n in runs[0]["members"] if n != "pliant"),
+                   key=lambda n: statistics.fmean(row["members"][n]["bits"] for row in runs))  # fmt: skip
+        main = "accuracy" if "accuracy" in ours[0] else "error"
+        figures = {
+            "seeds": len(runs), "bits": spread([m["bits"] for m in ours]), main: spread([m[main] for m in ours]),
+            "place in bits": place(runs), "best opponent": best,
+            "its bits": spread([row["members"][best]["bits"] for row in runs]),
+            "rows per CPU second": round(statistics.fmean(row["rows_per_second"] for row in runs)),
+        }  # fmt: skip
+        if "retrained" in runs[0]["members"]:
+            ratio = statistics.fmean(row["cpu_seconds"]["retrained"] / row["cpu_seconds"]["pliant"] for row in runs)
+            bits = [row["members"]["retrained"]["bits"] for row in runs]
+            figures |= {"compute of retrained": f"{ratio:.1f} times ours", "bits of retrained": spread(bits)}
+        append(f"Default command on {name}", command, figures, holds=place(runs) <= 2)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--streams", nargs="*", default=list(STREAMS))
+    parser.add_argument("--delays", action="store_true")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--ledger", action="store_true")
+    asked = parser.parse_args()
+    if asked.draw:
+        draw()
+    elif asked.ledger:
+        ledger()
+    elif asked.delays:
+        grid = [({"stream": name, "delay": delay, "seed": seed}, {**STREAMS[name], "delay": delay})
+                for seed in asked.seeds for name in asked.streams for delay in DELAYS]  # fmt: skip
+        fill(RESULTS / "delays.jsonl", grid, asked.data)
+    else:
+        grid = [({"stream": name, "seed": seed}, STREAMS[name]) for name in asked.streams for seed in asked.seeds]
+        fill(RESULTS / "streams.jsonl", grid, asked.data)
