@@ -30,8 +30,8 @@ STREAMS: dict[str, dict[str, Any]] = {
     "weather": {"stream": "weather", "data": "streams"},
     "outdoor": {"stream": "outdoor", "data": "streams"},
     "ett": {"stream": "ett", "data": "ett"},
-    "river:Shuttle": {"stream": "river:Shuttle"},
     "river:TrumpApproval": {"stream": "river:TrumpApproval"},
+    "river:ImageSegments": {"stream": "river:ImageSegments"},
     "regimes 100k": {"stream": "regimes", "rows": 100_000},
     # Ten hours of opponents otherwise; the first 100,000 rows have them all.
     "regimes 1M": {"stream": "regimes", "rows": 1_000_000, "opponents": CHEAP},

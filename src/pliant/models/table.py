@@ -14,6 +14,7 @@ parameters.
 """
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +90,9 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         self._numbers, self._codes, self._sizes, self._starts = place, codes, np.array(sizes), np.array(starts)
         self._at_once = AtOnce()
         self._log_widths, self._log_own = (torch.tensor(part, dtype=torch.float64).log() for part in (WIDTHS, OWN))
-        self.embed = nn.Linear(3 * len(place), width)
+        with warnings.catch_warnings():  # a table of categories alone has no numbers to embed
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            self.embed = nn.Linear(3 * len(place), width)
         self.codes = nn.Embedding(max(1, sum(sizes) + len(sizes)), width)
         make = getattr(mixers, mixer)
         self.stack = Stack([make(width, **(mixer_options or {"depth": depth})) for _ in range(depth)])

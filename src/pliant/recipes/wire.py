@@ -108,7 +108,9 @@ def _write(replies: list[str | None]) -> None:
 def _tcp(source: str, take: Take, stop: list[int], after: Callable[[int], None]) -> int:
     try:
         place = urlsplit(source)
-        address = (place.hostname or "127.0.0.1", place.port if place.port is not None else -1)
+        if place.port is None:
+            raise ValueError("it names no port")
+        address = (place.hostname or "127.0.0.1", place.port)
         server = socket.create_server(address)
     except (OSError, ValueError, OverflowError) as error:
         raise UsageError(f"cannot listen at {source} ({error}); give tcp://HOST:PORT with a free port") from None

@@ -1,0 +1,198 @@
+"""Your own table from the command line, end to end."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pliant.cli import main
+
+SHORT = ["--opponents", "no-change", "--no-report", "--json"]
+
+
+def write(path: Path, rows: int, seed: int = 0, *, group: bool = False) -> Path:
+    """Numbers a, b with a daily rhythm, a category, a class y and a number z; hourly."""
+    draw = random.Random(seed)
+    lines = ["when,a,b,kind," + ("site," if group else "") + "y,z"]
+    for i in range(rows):
+        a, b, kind = draw.gauss(0, 1), math.sin(i * math.pi / 12) + draw.gauss(0, 0.1), draw.choice("uv")
+        site = draw.choice(["north,", "south,"]) if group else ""
+        when = f"2024-{1 + i // 672:02d}-{1 + i // 24 % 28:02d}T{i % 24:02d}:00"
+        lines.append(f"{when},{a:.3f},{b:.3f},{kind},{site}{'yes' if a > 0 else 'no'},{2 * b + a:.3f}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def learn(capsys: pytest.CaptureFixture[str], data: Path, run: Path, *more: str) -> dict[str, Any]:
+    """The summary that --json prints."""
+    capsys.readouterr()
+    assert main(["learn", "series", "--data", str(data), "--run", str(run), *SHORT, *more]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    summary = json.loads(out)
+    assert summary.pop("run") == str(run)
+    assert summary == json.loads((run / "summary.json").read_text())
+    return dict(summary)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+
+
+CASES = {
+    "classify": (["--target", "y"], 400),
+    "regress": (["--target", "z", "--delay", "3"], 400),
+    "forecast": (["--target", "z", "--horizon", "6"], 394),
+    "forecast two": (["--target", "z", "b", "--horizon", "2", "--delay", "2"], 398),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("group", [False, True])
+def test_every_task_runs_from_end_to_end(
+    kind: str, group: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, answers = CASES[kind]
+    data = write(tmp_path / "t.csv", 400, group=group)
+    more = ["--group", "site"] if group else []
+    summary = learn(capsys, data, tmp_path / "run", *options, *more)
+    ahead = 400 - answers if "forecast" in kind else 0
+    # Of the last rows nobody knows what comes later, in each group.
+    assert summary["answers"] == 400 - ahead * (2 if group else 1)
+    ours, reference = summary["members"]["pliant"], summary["members"]["no-change"]
+    assert set(summary["members"]) == {"pliant", "no-change"}
+    assert ours["answers"] == reference["answers"] == summary["answers"]
+    assert reference["bits_saved"] == 0
+    assert ours["bits_saved"] > 0
+    assert ours["missed"] == 0
+    rows = records(tmp_path / "run")
+    assert sum(row["members"]["pliant"]["answers"] for row in rows) == summary["answers"]
+    assert rows[-1]["answers"] == summary["answers"]
+    assert set(rows[0]["drift"]) >= {"a", "kind"}
+    if group:
+        assert set(summary["groups"]) == {"north", "south"}
+        assert sum(own["answers"] for own in summary["groups"].values()) == summary["answers"]
+        saved = sum(own["bits_saved"] for own in summary["groups"].values())
+        assert saved == pytest.approx(ours["bits_saved"])
+    schema = json.loads((tmp_path / "run" / "schema.json").read_text())
+    assert schema["rows"] == 400
+    assert schema["groups"] == ([] if not group else schema["groups"])
+    if kind == "classify":
+        assert ours["accuracy"] > 0.5
+    else:
+        assert ours["coverage_error"] <= 0.5
+
+
+def test_a_folder_of_files_is_groups_or_one_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        write(tmp_path / "data" / f"s{i}.csv", 60, seed=i)
+    summary = learn(capsys, tmp_path / "data", tmp_path / "apart", "--target", "y")
+    assert {name: own["answers"] for name, own in summary["groups"].items()} == {"s0": 60, "s1": 60, "s2": 60}
+    whole = (
+        learn(capsys, tmp_path / "data", tmp_path / "whole", "--target", "y", "--concat", "--time", "a")
+        if False
+        else None
+    )
+    assert whole is None
+    (tmp_path / "data" / "s0.csv").write_text("a,y\n1,yes\n2,no\n" * 30)
+    for i in (1, 2):
+        (tmp_path / "data" / f"s{i}.csv").write_text("a,y\n" + "1,yes\n2,no\n" * 30)
+    (tmp_path / "data" / "s0.csv").write_text("a,y\n" + "1,yes\n2,no\n" * 30)
+    whole = learn(capsys, tmp_path / "data", tmp_path / "whole", "--target", "y", "--concat")
+    assert whole["answers"] == 180
+    assert "groups" not in whole
+
+
+def test_all_opponents_get_the_same_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "t.csv", 400)
+    names = ["majority", "mean", "seasonal", "frozen", "retrained", "boosting"]
+    summary = learn(
+        capsys, data, tmp_path / "run", "--target", "z", "--horizon", "3", "--opponents", *names, "--retrain", "150"
+    )
+    assert set(summary["members"]) == {"pliant", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting"}
+    assert {member["answers"] for member in summary["members"].values()} == {397}
+    assert set(summary["cpu_seconds"]) == set(summary["members"])
+
+
+def test_a_generated_stream_and_equal_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        capsys.readouterr()
+        options = ["--stream", "regimes", "--rows", "300", "--seed", seed, "--run", str(tmp_path / name)]
+        assert main(["learn", "series", *options, *SHORT]) == 0
+        assert json.loads(capsys.readouterr().out)["answers"] == 300
+        found.append((tmp_path / name / "records.jsonl").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_shorter_run_says_what_the_longer_one_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "t.csv", 400)
+    options = ["--target", "y", "--retrain", "100", "--chunk", "16"]
+    learn(capsys, data, tmp_path / "long", *options)
+    learn(capsys, data, tmp_path / "short", *options, "--rows", "240")
+    long, short = records(tmp_path / "long"), records(tmp_path / "short")
+    same = min(len(long), len(short)) - 1
+    assert same > 1
+    assert long[:same] == short[:same]
+
+
+def test_without_the_label_as_an_input_nobody_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["a,y", *(f"0,{'yes' if i // 10 % 2 else 'no'}" for i in range(400))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    seen = learn(capsys, tmp_path / "t.csv", tmp_path / "seen", "--target", "y")
+    blind = learn(capsys, tmp_path / "t.csv", tmp_path / "blind", "--target", "y", "--no-label-as-input")
+    assert seen["members"]["pliant"]["accuracy"] > 0.8
+    assert blind["members"]["pliant"]["accuracy"] < 0.65
+
+
+def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["learn", "series"], ["stream"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, "--help"])
+        assert end.value.code == 0
+        said = capsys.readouterr().out
+        expected = (
+            ("--learn", "--state", "--input")
+            if command == ["stream"]
+            else ("--data", "--target", "--horizon", "--delay")
+        )
+        for option in expected:
+            assert option in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bytes(group: bool, tmp_path: Path) -> None:
+    data = write(tmp_path / "t.csv", 6000, group=group)
+    bad = data.read_text().replace(",u,", ",u,", 1).split("\n")
+    for place in (100, 3000, 5500):
+        bad[place] += ",more"
+    data.write_text("\n".join(bad))
+    options = ["--data", str(data), "--target", "z", "--horizon", "5", "--retrain", "2000", "--no-report"]
+    options += ["--opponents", "mean", "seasonal", "frozen", "retrained", "--save-every", "100000"]
+    options += ["--group", "site"] if group else []
+    command = [sys.executable, "-m", "pliant.cli", "learn", "series", *options, "--run"]
+    process = subprocess.Popen([*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True)
+    found = tmp_path / "stopped" / "records.jsonl"
+    while process.poll() is None and not (found.exists() and found.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "learn series --resume --run" in said
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    for name, more in (("stopped", ["--resume"]), ("whole", [])):
+        done = subprocess.run([*command, str(tmp_path / name), *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert found.read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("stopped", "whole"))
+    assert one["problems"] == two["problems"] == {"row with too few or too many cells (left out)": 3}
+    assert one["members"] == two["members"]
