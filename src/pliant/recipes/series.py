@@ -1,6 +1,6 @@
 """A small recurrent model learns your own table, row by row, beside what is done today."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from pliant.core import UsageError, categorical_nats, seeded
@@ -13,11 +13,12 @@ from pliant.optim import Schedule, adamw, inverse_sqrt
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Changes, Panel, Scoring, row_nats
 from pliant.recipes.watch import Watched
-from pliant.streams._named import named
+from pliant.streams._named import named, replay
 from pliant.streams._series import Series, Source
 from pliant.streams._table import scan
 
 COMMAND = "learn series"
+REPLAY, REPLAY_SPEED = "replay:", 10.0
 MAX_WINDOW, MAX_CHUNK, MAX_SIZE = 4096, 4096, 16
 LONG = 10_000
 """Rows from which chunks are longer: a short table has to be learned from few rows, so each counts more."""
@@ -51,7 +52,9 @@ class SeriesConfig:
     """A table (.csv, .tsv, .txt, .jsonl, also as .gz, or .parquet), or a folder of them, each a group."""
     stream: str | None = None
     """Instead of a table, a stream by name: electricity, weather, outdoor or ett (with --data, the folder that holds
-    it), river:NAME, aeon:NAME, regimes."""
+    it), river:NAME, aeon:NAME, regimes, drifting; replay:FILE is --data FILE at --speed."""
+    speed: float | None = None
+    """Rows per second at most, as if they came in now. Default: as fast as they are learned; for replay, 10."""
     target: tuple[str, ...] = ()
     """The column to predict, or several if they are numbers."""
     task: Literal["classify", "regress", "forecast", "auto"] = "auto"
@@ -111,12 +114,22 @@ class SeriesConfig:
             raise UsageError(f"--lr is {self.lr}, expected a number above 0")
         if self.tune is not None and not 0 < self.tune < float("inf"):
             raise UsageError(f"--tune is {self.tune}, expected a number of minutes above 0")
-        if self.stream is not None and self.target:
+        if self.speed is not None and not self.speed > 0:
+            raise UsageError(f"--speed is {self.speed}, expected rows per second above 0")
+        if self.stream is not None and self.target and not self.stream.startswith(REPLAY):
             raise UsageError(f"the stream {self.stream} has a target of its own; leave --target out")
 
 
 def source(config: SeriesConfig) -> Source:
     """The rows that a config names."""
+    if config.stream is not None and config.stream.startswith(REPLAY):
+        speed = config.speed or REPLAY_SPEED
+        config = replace(config, stream=None, data=config.stream.removeprefix(REPLAY), speed=speed)
+    rows = _source(config)
+    return rows if config.speed is None else replay(rows, speed=config.speed)
+
+
+def _source(config: SeriesConfig) -> Source:
     if config.stream is not None:
         return named(config.stream, config.data, horizon=config.horizon, delay=config.delay, seed=config.seed,
                      rows=config.rows, label_as_input=config.label_as_input)  # fmt: skip

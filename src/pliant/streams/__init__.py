@@ -2,14 +2,26 @@
 
 - `Stream`: the contract; `Passive`: a stream that nobody's output can change; `Spec`: its sizes
 - `digits`: scikit-learn's handwritten digits as sequences
-- `series`: rows of a table, a file or a folder; `named`, `from_pairs`, `regimes`: rows from elsewhere
+- `series`: rows of a table, a file or a folder; `named`, `from_pairs`, `regimes`, `replay`: rows from elsewhere
 - `drift`: a module of wrappers that change a stream: `permute`, `relabel`, `redraw`, `delay`, `hide`, …
 """
 
 from pliant.streams import drift
 from pliant.streams._digits import digits
-from pliant.streams._named import from_pairs, named, regimes
+from pliant.streams._named import from_pairs, named, regimes, replay
 from pliant.streams._series import Series, series
 from pliant.streams.base import Passive, Spec, Stream
 
-__all__ = ["Passive", "Series", "Spec", "Stream", "digits", "drift", "from_pairs", "named", "regimes", "series"]
+__all__ = [
+    "Passive",
+    "Series",
+    "Spec",
+    "Stream",
+    "digits",
+    "drift",
+    "from_pairs",
+    "named",
+    "regimes",
+    "replay",
+    "series",
+]

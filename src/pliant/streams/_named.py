@@ -7,8 +7,10 @@ ett           ETTh1 (Zhou et al. 2021, arXiv:2012.07436): oil temperature, hourl
 river:NAME    a data set that the package river carries, such as river:Bananas
 aeon:NAME     a labelled collection of series that the package aeon carries, one series a row, such as aeon:GunPoint
 regimes       generated: the rule from features to class comes and goes (`regimes`)
+drifting      generated: the rule turns slowly into another, and that into the next
 """
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -57,7 +59,7 @@ LAYOUTS = {
     "outdoor": Layout(("outdoorStream.data", "outdoorStream.labels"), "classify", "object", None),
     "ett": Layout(("ETTh1.csv",), "forecast", "OT", 24, 24),
 }
-OTHERS = ("river:NAME", "aeon:NAME", "regimes")
+OTHERS = ("river:NAME", "aeon:NAME", "regimes", "drifting", "replay:FILE")
 
 
 def named(
@@ -79,8 +81,9 @@ def named(
         UsageError: the name is unknown, or its files or package are not there.
     """
     kind, _, rest = name.partition(":")
-    if kind == "regimes":
-        return regimes(rows=1_000_000 if rows is None else rows, seed=seed, delay=delay)
+    if kind in ("regimes", "drifting"):
+        count = 1_000_000 if rows is None else rows
+        return regimes(rows=count, seed=seed, delay=delay, gradual=kind == "drifting")
     if kind in ("river", "aeon"):
         task, pairs = (_river if kind == "river" else _aeon)(rest)
         return from_pairs(pairs, task=task, lag=1 + delay, label_as_input=label_as_input)
@@ -187,8 +190,8 @@ def _aeon(name: str) -> tuple[Task, Iterable[tuple[Mapping[str, Any], Any]]]:
 class _Regimes:
     """Blocks of generated rows, each a function of the seed and its place."""
 
-    def __init__(self, rows: int, seed: int, length: int, concepts: int, noise: float, delay: int):
-        self.rows, self.seed, self.length, self.noise = rows, seed, length, noise
+    def __init__(self, rows: int, seed: int, length: int, concepts: int, noise: float, delay: int, gradual: bool):
+        self.rows, self.seed, self.length, self.noise, self.gradual = rows, seed, length, noise, gradual
         features = (*(Column(f"x{i}") for i in range(8)), Column("site", "category", ("a", "b", "c", "d")))
         self.columns = Columns("classify", features, ("class",), ("0", "1", "2"), 1 + delay)
         self.groups: tuple[str, ...] = ()
@@ -196,7 +199,7 @@ class _Regimes:
         random = numpy_generator(seed, "regimes/rules")
         self.weights = random.normal(size=(concepts, 3, 8))
         self.offsets = random.normal(size=(concepts, 3, 4))
-        self.order = numpy_generator(seed, "regimes/order").integers(concepts, size=1 + rows // length)
+        self.order = numpy_generator(seed, "regimes/order").integers(concepts, size=2 + rows // length)
 
     def blocks(self, start: int = 0) -> Iterator[Block]:
         for number in range(start // BLOCK, -(-self.rows // BLOCK)):
@@ -211,12 +214,16 @@ class _Regimes:
     def _block(self, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         random = numpy_generator(self.seed, f"regimes/{number}")
         place = number * BLOCK + np.arange(BLOCK)
-        concept = self.order[np.minimum(place, self.rows - 1) // self.length]
+        span = np.minimum(place, self.rows - 1) // self.length
+        concept, following = self.order[span], self.order[span + 1]
         slow = np.sin(place[:, None] * 2 * np.pi / np.array([97.0, 1009.0]))
         x = random.normal(size=(BLOCK, 8))
         x[:, :2] = 0.5 * x[:, :2] + slow
         site = random.integers(4, size=BLOCK)
         rule = np.einsum("ncf,nf->nc", self.weights[concept], x) + self.offsets[concept, :, site]
+        if self.gradual:
+            then = np.einsum("ncf,nf->nc", self.weights[following], x) + self.offsets[following, :, site]
+            rule += (place / self.length % 1)[:, None] * (then - rule)
         label = rule.argmax(1)
         wrong = random.random(BLOCK) < self.noise
         label = np.where(wrong, random.integers(3, size=BLOCK), label)
@@ -225,17 +232,56 @@ class _Regimes:
 
 
 def regimes(
-    *, rows: int = 1_000_000, seed: int = 0, length: int = 5000, concepts: int = 5, noise: float = 0.1, delay: int = 0
+    *,
+    rows: int = 1_000_000,
+    seed: int = 0,
+    length: int = 5000,
+    concepts: int = 5,
+    noise: float = 0.1,
+    delay: int = 0,
+    gradual: bool = False,
 ) -> Source:
     """A generated stream of three classes whose rule comes and goes.
 
     Eight numbers, two of them with slow rhythms, and one category. The class is the largest of three
     linear functions of them; which functions is the regime, one of `concepts`, drawn anew every `length`
-    rows, so that old ones come back. A share `noise` of the labels is drawn at random.
+    rows, so that old ones come back; with `gradual` each turns into the next over that time. A share
+    `noise` of the labels is drawn at random.
     """
     for name, value in (("rows", rows), ("length", length), ("concepts", concepts)):
         if value < 1:
             raise UsageError(f"regimes: {name} is {value}, expected at least 1")
     if not 0 <= noise <= 1:
         raise UsageError(f"regimes: noise is {noise}, expected 0 to 1")
-    return _Regimes(rows, seed, length, concepts, noise, delay)
+    return _Regimes(rows, seed, length, concepts, noise, delay, gradual)
+
+
+class Replay:
+    """Rows of another source, no faster than so many a second, as if they came in now."""
+
+    def __init__(self, source: Source, speed: float):
+        self._source, self._speed = source, speed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_source"], name)
+
+    def blocks(self, start: int = 0) -> Iterator[Block]:
+        began, given = time.monotonic(), 0
+        for block in self._source.blocks(start):
+            for i in range(len(block.groups)):
+                time.sleep(max(0.0, began + given / self._speed - time.monotonic()))
+                given += 1
+                problems = block.problems if i == 0 else Counter[str]()
+                one = slice(i, i + 1)
+                yield Block(block.features[one], block.targets[one], block.groups[one], block.first + i, problems)
+
+
+def replay(source: Source, *, speed: float) -> Source:
+    """The rows of `source`, `speed` of them a second at most.
+
+    Raises:
+        UsageError: speed is not positive.
+    """
+    if not speed > 0:
+        raise UsageError(f"replay: speed is {speed}, expected rows per second above 0")
+    return Replay(source, speed)
