@@ -175,5 +175,5 @@ if __name__ == "__main__":
                 for seed in asked.seeds for name in asked.streams for delay in DELAYS]  # fmt: skip
         fill(RESULTS / "delays.jsonl", grid, asked.data)
     else:
-        grid = [({"stream": name, "seed": seed}, STREAMS[name]) for name in asked.streams for seed in asked.seeds]
+        grid = [({"stream": name, "seed": seed}, STREAMS[name]) for seed in asked.seeds for name in asked.streams]
         fill(RESULTS / "streams.jsonl", grid, asked.data)

@@ -570,7 +570,7 @@ def test_standard_input_is_answered_line_by_line_and_stopped(
 def test_a_file_is_gone_on_with_where_it_was_stopped_or_killed(
     classes: Made, tmp_path: Path, running: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    lines = messages(classes, 6000)
+    lines = messages(classes, 1500)
     source = tmp_path / "input.jsonl"
     source.write_bytes(b"\n".join(lines))
     replies, end = expected(classes, lines)
@@ -596,7 +596,7 @@ def test_a_file_is_gone_on_with_where_it_was_stopped_or_killed(
     assert differences(state, end) == []
     # Killed: the state is an old or a new one, and the end the same.
     saved = tmp_path / "killed"
-    for turn in range(4):
+    for turn in range(3):
         process = running(*arguments, "--state", str(saved), "--save-every", "20")
         while process.poll() is None and not saved.exists():
             time.sleep(0.01)

@@ -99,7 +99,7 @@ def load(folder: Path) -> Loaded:
         name=name,
         label=name,
         command=text(run.command()),
-        config=flat(clean(config)),
+        config=flat(clean(config | _settled(run))),
         environment=flat(as_dict(_read(run, "environment.json"))),
         color=BLUE,
         records=records,
@@ -125,6 +125,16 @@ def _lines(run: Run, name: str) -> list[dict[str, Any]]:
         return [as_dict(clean(row)) for row in run.lines(name)]
     except RecursionError:
         return []
+
+
+def _settled(run: Run) -> dict[str, Any]:
+    """What a config left to the data: task, target and horizon of a table; empty for other runs."""
+    schema = as_dict(_read(run, "schema.json"))
+    columns, shape = as_dict(schema.get("columns")), as_dict(schema.get("shape"))
+    found = {"task": columns.get("task"), "target": columns.get("targets"), "horizon": shape.get("ahead")}
+    if not all(isinstance(found[name], kind) for name, kind in (("task", str), ("target", list), ("horizon", int))):
+        return {}
+    return found
 
 
 def labelled(runs: list[Loaded]) -> list[Loaded]:

@@ -96,7 +96,8 @@ def _section(run: Loaded, prefix: str) -> dict[str, Any]:
 
 def _asked(run: Loaded) -> str:
     """What a run on a table predicts."""
-    target, data = (short(run.config.get(key, ""), MAX_NAME) for key in ("target", "data"))
+    target, data, stream = (short(run.config.get(key, ""), MAX_NAME) for key in ("target", "data", "stream"))
+    data = data if stream in ("", "None") else stream
     if not target or not data:
         return ""
     told = [short(run.config[key]) for key in ("task",) if key in run.config]
