@@ -164,12 +164,12 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [False, True])
 def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bytes(group: bool, tmp_path: Path) -> None:
-    data = write(tmp_path / "t.csv", 2000, group=group)
+    data = write(tmp_path / "t.csv", 800, group=group)
     bad = data.read_text().replace(",u,", ",u,", 1).split("\n")
-    for place in (100, 1000, 1900):
+    for place in (100, 400, 700):
         bad[place] += ",more"
     data.write_text("\n".join(bad))
-    options = ["--data", str(data), "--target", "z", "--horizon", "5", "--retrain", "600", "--no-report"]
+    options = ["--data", str(data), "--target", "z", "--horizon", "5", "--retrain", "300", "--no-report"]
     options += ["--opponents", "mean", "seasonal", "frozen", "retrained", "--save-every", "100000"]
     options += ["--group", "site"] if group else []
     command = [sys.executable, "-m", "pliant.cli", "learn", "series", *options, "--run"]

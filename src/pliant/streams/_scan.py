@@ -212,7 +212,12 @@ def check_targets(task: str, target: tuple[str, ...], tallies: dict[str, Tally])
             )
     if task != "classify":
         return ()
-    values = tallies[target[0]].values or set()
+    values = tallies[target[0]].values
+    if values is None:
+        raise UsageError(
+            f"series: target {shown(target[0])} has more than {MOST_CLASSES} classes; choose another target, or the "
+            "task regress if it holds numbers"
+        )
     if len(values) == 1:
         raise UsageError(
             f"series: target {shown(target[0])} has only one class, {shown(*values)}, expected at least two; choose "

@@ -288,11 +288,6 @@ def scan(
                             del watches[column]
                 if len(tallies) > MOST_COLUMNS:
                     raise UsageError(f"series: {path} has more than {MOST_COLUMNS} columns; give data with fewer")
-                if task == "classify" and target[0] in tallies and tallies[target[0]].values is None:
-                    raise UsageError(
-                        f"series: target {shown(target[0])} has more than {MOST_CLASSES} classes; choose another "
-                        "target, or the task regress if it holds numbers"
-                    )
                 rows += chunk.size
     except Torn as error:
         if not rows:
