@@ -510,7 +510,7 @@ def test_lines_are_cut_alike_however_they_arrive(monkeypatch: pytest.MonkeyPatch
 
 def pliant(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pliant.cli", "stream", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(command, **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options))
 
 
 @pytest.fixture
@@ -599,7 +599,7 @@ def test_a_file_is_gone_on_with_where_it_was_stopped_or_killed(
     # Killed: the state is an old or a new one, and the end the same.
     saved = tmp_path / "killed"
     for turn in range(3):
-        process = running(*arguments, "--state", str(saved), "--save-every", "20")
+        process = running(*arguments, "--state", str(saved), "--save-every", "20", stdout=subprocess.DEVNULL)
         while process.poll() is None and not saved.exists():
             time.sleep(0.01)
         time.sleep(0.3 * turn)
