@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
 
-from pliant.core import leaves
+from pliant.core import UsageError, leaves
 from pliant.kernels import (
     WIDTHS,
     ClassCounts,
@@ -381,3 +381,10 @@ def test_quantiles_of_a_mixture_of_extremes_and_of_narrow_numbers() -> None:
     assert mixture_quantiles(torch.zeros(0, 2, 6), (0.5,)).shape == (0, 2, 1)
     symmetric = torch.tensor([0.2, 0.2, -3.0, 3.0, 0.1, 0.1])
     assert float(mixture_quantiles(symmetric, (0.5,))) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("label", [-1.0, 3.0, 7.0])
+def test_a_label_that_is_no_class_is_refused(label: float) -> None:
+    known = torch.full((1, 2), label, dtype=torch.float64)
+    with pytest.raises(UsageError, match="outside the 3 classes"):
+        class_reference(known, ClassCounts.fresh(1, 1, 3))

@@ -7,7 +7,7 @@ For each feature, over the steps at which it is there (n counts them):
     c = x - x_before;  w <- w + r'(c² - w);     move = c / sqrt(w),        within ±CLIP
 
 so the past is forgotten over about 1/RATE steps, one outlier moves the mean by at most REACH r
-standard deviations, and a true jump is still caught, since v then grows by half in about 12/RATE/REACH²
+standard deviations, and a true jump is still caught, since v then grows by half in about 0.4/(RATE REACH²)
 steps. A feature that is missing gives zeros and moves nothing; a constant one gives zeros.
 
 Sources: the exponentially weighted mean and variance are those of Finch 2009, Incremental calculation
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pliant.core import UsageError
 from pliant.kernels._jit import jit
 
 RATE = 1 / 500
@@ -223,10 +224,16 @@ def class_reference(
 
     Returns:
         log p `(B, T, C)` float64 in nats, and the counts after the last step.
+
+    Raises:
+        UsageError: a label is no class.
     """
-    parts = _arrays(state)
-    out = np.zeros((*known.shape, state.counts.shape[1]))
-    _class_reference(_array(known), _exists(known, mask), hold, *parts, out)
+    parts, classes = _arrays(state), state.counts.shape[1]
+    labels, exists = _array(known), _exists(known, mask)
+    if (exists & ((labels < 0) | (labels >= classes))).any():
+        raise UsageError(f"class_reference: a label is outside the {classes} classes 0 to {classes - 1}; give indices")
+    out = np.zeros((*known.shape, classes))
+    _class_reference(labels, exists, hold, *parts, out)
     return _tensors(known, out, parts, ClassCounts)
 
 

@@ -160,6 +160,8 @@ def _notes(run: Loaded) -> list[str]:
         wanted = as_count(run.config.get("answers", ""))
         of = f" of {wanted:,}" if wanted is not None else ""
         notes.append(f"This run is not complete: {run.answers:,}{of} answers so far. Numbers are from its records.")
+    stopped = as_dict(run.summary).get("stopped")
+    notes += [f"The data broke off: {stopped}"] if isinstance(stopped, str) else []
     told = [note for note in as_list(as_dict(run.summary).get("notes")) if isinstance(note, str)]
     notes += told[:MAX_NOTES]
     notes += [f"The run left {len(told) - MAX_NOTES:,} more notes in summary.json."] if len(told) > MAX_NOTES else []
