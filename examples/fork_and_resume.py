@@ -28,8 +28,9 @@ def run(life: Life, replies: int) -> Life:
     return life
 
 
-def child(folder: str) -> None:
+def child(folder: str, threads: int) -> None:
     """What the process that is killed does: it saves at step 700, goes on, and never comes to an end."""
+    torch.set_num_threads(threads)  # sums are added up in another order with another number
     life = run(new_life(), 700)
     life.save(folder)
     print("saved", flush=True)
@@ -45,7 +46,9 @@ def main() -> tuple[list[str], list[str]]:
     between_forks = run(life, 200).diff(fork)
 
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, __file__, folder, str(torch.get_num_threads())], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
@@ -57,7 +60,7 @@ def main() -> tuple[list[str], list[str]]:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        child(sys.argv[1])
+        child(sys.argv[1], int(sys.argv[2]))
     else:
         forks, resumed = main()
         print(f"parts that differ between the forks: {forks}; after the kill: {resumed}")
