@@ -37,6 +37,8 @@ STREAMS: dict[str, dict[str, Any]] = {
     "regimes 1M": {"stream": "regimes", "rows": 1_000_000, "opponents": CHEAP},
 }
 DELAYS = (1, 10, 100, 1000)
+DELAYED = {"electricity": 15_000, "weather": 15_000}
+"""Streams and rows on which labels come later."""
 
 
 def run(options: dict[str, Any], data: Path, seed: int) -> dict[str, Any]:
@@ -132,7 +134,40 @@ def draw() -> None:
         for name, runs in found.items():
             seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
             lines += [f"### {name}: {runs[0]['answers']:,} answers, {seeds}", "", *table(runs), ""]
+        if title and found:
+            lines += ["![Bits per answer by delay](delays.svg)", ""]
+            figure()
     (DOCS / "streams.md").write_text("\n".join(lines))
+
+
+def figure() -> None:
+    """Bits per answer by delay, a panel for each stream, as docs/delays.svg."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "pliant"
+    from matplotlib import pyplot
+
+    from pliant.report.style import COLORS
+
+    found = rows(RESULTS / "delays.jsonl")
+    drawn, axes = pyplot.subplots(1, len(DELAYED), figsize=(11, 4), layout="constrained", squeeze=False)
+    for name, panel in zip(DELAYED, axes[0], strict=True):
+        curves: dict[str, dict[int, float]] = {}
+        for delay in DELAYS:
+            runs = found.get(f"{name}, delay {delay}", [])
+            for member in runs[0]["members"] if runs else ():
+                mean = statistics.fmean(run["members"][member]["bits"] for run in runs)
+                curves.setdefault(member, {})[delay] = mean
+        for member, curve in curves.items():
+            strong = member == "pliant"
+            panel.plot(list(curve), list(curve.values()), marker="o", linewidth=2.5 if strong else 1.2, label=member,
+                       color=COLORS.get(member, "#56B4E9"), zorder=3 if strong else 2)  # fmt: skip
+        panel.set(xscale="log", title=name, xlabel="delay of labels (rows)", ylabel="bits per answer (lower is better)")
+        panel.set_xticks(DELAYS, [f"{delay:,}" for delay in DELAYS])
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    drawn.savefig(DOCS / "delays.svg", metadata={"Date": None})
 
 
 def ledger() -> None:
@@ -171,8 +206,8 @@ if __name__ == "__main__":
     elif asked.ledger:
         ledger()
     elif asked.delays:
-        grid = [({"stream": name, "delay": delay, "seed": seed}, {**STREAMS[name], "delay": delay})
-                for seed in asked.seeds for name in asked.streams for delay in DELAYS]  # fmt: skip
+        grid = [({"stream": name, "delay": delay, "seed": seed}, {**STREAMS[name], "rows": rows, "delay": delay})
+                for seed in asked.seeds for name, rows in DELAYED.items() for delay in DELAYS]  # fmt: skip
         fill(RESULTS / "delays.jsonl", grid, asked.data)
     else:
         grid = [({"stream": name, "seed": seed}, STREAMS[name]) for seed in asked.seeds for name in asked.streams]
