@@ -178,7 +178,11 @@ def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]]]:
               f"over {trial.rows:,} rows", file=sys.stderr)  # fmt: skip
 
     print(f"choosing settings on the first rows, for at most {config.tune:g} minutes", file=sys.stderr)
-    best, trials = tune.tune(config, series.source(config), config.tune, tell)
+    paced = config.speed is not None or (config.stream or "").startswith(series.REPLAY)
+    rows = series.source(dataclasses.replace(config, speed=math.inf if paced else None))
+    best, trials = tune.tune(config, rows, config.tune, tell)
+    if not trials:
+        print("no setting was tried to its end in that time: the defaults are used", file=sys.stderr)
     return best, [dataclasses.asdict(trial) for trial in trials]
 
 
@@ -318,6 +322,8 @@ def _stream(arguments: list[str]) -> int:
     from pliant.learn.timed import Latency
     from pliant.recipes import drive, live, wire
 
+    if options.state is not None and not options.state.absolute().parent.is_dir():
+        raise _Misuse(f"--state: there is no folder {options.state.absolute().parent} to save the state in")
     run = drive.Run(options.run)
     lines = live.Lines(live.Live(run, learn=options.learn))
     drive.set_threads(run, 1)

@@ -377,6 +377,18 @@ def test_more_groups_than_can_be_are_refused(groups: Made, monkeypatch: pytest.M
 # CSV.
 
 
+def test_csv_names_the_group_as_the_run_does(groups: Made) -> None:
+    one, two = Lines(groups.live()), Lines(groups.live())
+    names = list(groups.more[0])
+    assert one.take(",".join(names).encode()) is None
+    assert two.take(",".join("group" if name == "site" else name for name in names).encode()) is None
+    for row in groups.more[:5]:
+        line = ",".join(str(row[name]) for name in names).encode()
+        said = one.take(line)
+        assert said is not None and "error" not in said
+        assert said == two.take(line)
+
+
 def test_csv_is_the_same_as_json(classes: Made, groups: Made) -> None:
     for here in (classes, groups):
         json_lines, csv_lines = Lines(here.live(learn=True)), Lines(here.live(learn=True))

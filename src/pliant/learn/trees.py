@@ -95,13 +95,14 @@ class _Model(RowByRow):
             else:
                 place[:] = np.log(self.shares.weights() @ self._experts(said))
             return x, said, (0.0,)
-        base = self._last[row] if self.columns.task == "forecast" else [0.0] * len(place)
+        leaning = self.columns.task == "forecast" and self.columns.label_as_input
+        base = self._last[row] if leaning else [0.0] * len(place)
         guesses: list[tuple[int, float | None]] = []
         for g, start in enumerate(base):
             center = math.nan if said is None else start + said[g]
             if math.isfinite(center):
                 guesses.append((1, center))
-            elif self.columns.task == "forecast":
+            elif leaning:
                 guesses.append((0, start if start == start else None))
             else:
                 density = self._densities_of(row)[g]

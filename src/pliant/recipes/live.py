@@ -73,9 +73,10 @@ class Live:
         schema = run.read("schema.json")
         if not isinstance(schema, dict):
             raise UsageError(f"{run.folder} has no readable schema.json; learn it again")
+        self.config = json.dumps(config, sort_keys=True)
         self.columns = Columns.from_dict(schema["columns"])
         self.shape = series.Shape(**schema["shape"])
-        self.time_column = schema.get("time")
+        self.time_column, self.group_column = schema.get("time"), schema.get("group") or "group"
         self.learning, self.horizon = learn, self.shape.ahead
         saved = next((state for path in saved_lives(run.lives) if (state := read_life(path)) is not None), None)
         if saved is None:
@@ -270,6 +271,7 @@ class Live:
         return {
             "learner": self.learner.state_dict(),
             "schema": self.columns.to_dict(),
+            "config": self.config,
             "groups": list(self.groups),
             "steps": list(self.steps),
             "known": [list(values) for values in self.known],
@@ -284,6 +286,8 @@ class Live:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if json.dumps(state["schema"]) != json.dumps(self.columns.to_dict()):
             raise UsageError("the state was saved for a run over other columns; name the run that it belongs to")
+        if state["config"] != self.config:
+            raise UsageError("the state was saved for another run; name the run that it belongs to")
         self.learner.grow(state["learner"]["streams"])
         self.learner.load_state_dict(state["learner"])
         self.groups = {name: i for i, name in enumerate(state["groups"])}
@@ -347,7 +351,13 @@ class Lines:
 
     def _message(self, row: dict[str, str]) -> dict[str, Any]:
         targets, live = self.live.columns.targets, self.live
-        message: dict[str, Any] = {"id": row.pop("id", self.count), "group": row.pop("group", None)}
+        features = {column.name for column in live.columns.features}
+        message: dict[str, Any] = {"id": self.count}
+        if "id" in row and "id" not in features:
+            message["id"] = row.pop("id")
+        column = live.group_column if live.group_column in row else "group"
+        if column not in features:
+            message["group"] = row.pop(column, None)
         given = [row.get(name, "") for name in targets]
         if live.horizon == 0:
             row = {name: cell for name, cell in row.items() if name not in targets}

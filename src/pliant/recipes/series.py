@@ -213,7 +213,7 @@ def task(config: SeriesConfig) -> Task:
     title = f"{columns.task} {', '.join(columns.targets)}"
     notes = getattr(rows, "notes", ())
     schema = {"columns": columns.to_dict(), "groups": list(rows.groups), "rows": rows.rows, "shape": asdict(shape),
-              "time": getattr(rows, "time", None)}  # fmt: skip
+              "time": getattr(rows, "time", None), "group": getattr(rows, "group", None)}  # fmt: skip
     main = "accuracy" if columns.task == "classify" else "error"
     row = min(5000, max(50, shape.rows // 200))
     return Task(lambda: life(config, rows), title, shape.rows, main, row, None, notes, schema)

@@ -25,7 +25,7 @@ SHARE = 5
 """The first part is one row in so many."""
 HALVING = 3
 LEAST = 300
-"""Rows below which bits tell candidates apart too badly."""
+"""Rows below which bits tell candidates apart too badly, so a short table gives more than its fifth."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def tune(
         tell: called after each trial.
     """
     end = time.monotonic() + 60 * minutes
-    part = max(LEAST, series.Shape.of(config, rows).rows // SHARE)
+    count = series.Shape.of(config, rows).rows
+    part = min(count, max(LEAST, count // SHARE))
     running, trials = list(candidates(config, rows)), list[Trial]()
     span = max(LEAST, part // HALVING**2)
     best = running[0]

@@ -15,6 +15,8 @@ from pliant.core import UsageError
 PIECE = 1 << 16
 """Bytes read at a time, so at most this much has been read and not been answered."""
 MAX_LINE = 1 << 20
+SLOW = 2.0
+"""Seconds after which a connection that does not read its replies is closed, so that others are answered."""
 PATIENCE = 0.2
 """Seconds after which a waiting loop looks whether it has been asked to stop."""
 
@@ -72,6 +74,8 @@ def serve(source: str, take: Take, stop: list[int], after: Callable[[int], None]
                 )
             file.seek(offset)
             return _read(file.fileno(), take, stop, after, offset)
+    except BrokenPipeError:  # of the output: its reader has gone
+        raise
     except OSError as error:
         raise UsageError(f"the input {source} cannot be read ({error.strerror or error})") from None
 
@@ -122,6 +126,7 @@ def _tcp(source: str, take: Take, stop: list[int], after: Callable[[int], None])
             for key, _ in selector.select(PATIENCE):
                 if key.data is None:
                     connection, _ = server.accept()
+                    connection.settimeout(SLOW)
                     selector.register(connection, selectors.EVENT_READ, _Split())
                     continue
                 taken += _talk(key.fileobj, key.data, take, selector)  # type: ignore[arg-type]
