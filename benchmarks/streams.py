@@ -168,7 +168,8 @@ def figure() -> None:
         panel.set(xscale="log", title=name, xlabel="delay of labels (rows)", ylabel="bits per answer (lower is better)")
         panel.set_xticks(DELAYS, [f"{delay:,}" for delay in DELAYS])
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    handles, names = axes[0][0].get_legend_handles_labels()  # the stream with a season has them all
+    axes[0][-1].legend(handles, names, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     drawn.savefig(DOCS / "delays.svg", metadata={"Date": None})
 
 
@@ -194,6 +195,22 @@ def ledger() -> None:
         append(f"Default command on {name}", command, figures, holds=place(runs) <= 2)
 
 
+def delays_ledger() -> None:
+    """One line per stream: bits of ours and of the best opponent at each delay."""
+    found = rows(RESULTS / "delays.jsonl")
+    for name in DELAYED:
+        figures: dict[str, Any] = {}
+        first = True
+        for delay in DELAYS:
+            runs = found[f"{name}, delay {delay}"]
+            means = {n: statistics.fmean(row["members"][n]["bits"] for row in runs) for n in runs[0]["members"]}
+            best = min((n for n in means if n != "pliant"), key=means.__getitem__)
+            figures |= {"seeds": len(runs), f"delay {delay}": f"{means['pliant']:.4f}, {best} {means[best]:.4f}"}
+            first &= means["pliant"] <= means[best]
+        append(f"Later labels on {name}: bits of ours and of the best opponent",
+               "python benchmarks/streams.py --data FOLDER --delays; --ledger", figures, holds=first)  # fmt: skip
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path)
@@ -207,6 +224,7 @@ if __name__ == "__main__":
         draw()
     elif asked.ledger:
         ledger()
+        delays_ledger()
     elif asked.delays:
         grid = [({"stream": name, "delay": delay, "seed": seed}, {**STREAMS[name], "rows": rows, "delay": delay})
                 for seed in asked.seeds for name, rows in DELAYED.items() for delay in DELAYS]  # fmt: skip
