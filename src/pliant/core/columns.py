@@ -58,16 +58,20 @@ class Column:
         return float(self._codes.get(text, 0))  # type: ignore[attr-defined]
 
 
+LARGEST = 1e100
+"""Numbers beyond count as not finite, so that squares and sums of them stay numbers."""
+
+
 def finite(cell: Any) -> float:
     """A number from a cell that has one.
 
     Raises:
-        ValueError: it is no number, or not finite.
+        ValueError: it is no number, or not finite (beyond `LARGEST`).
     """
     if isinstance(cell, str) and "_" in cell:
         raise ValueError(f"{cell} is no number")  # but Python reads 1_000 as one
     value = float(cell)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:
         raise ValueError(f"{cell} is not finite")
     return value
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pliant.core.columns import Column, Columns
+from pliant.core.columns import LARGEST, Column, Columns
 from pliant.core.errors import UsageError
 from pliant.streams._cells import CALENDAR, DAY, EPOCH, Clock, calendar, moments, numbers, shown, texts
 from pliant.streams._files import Chunk, Source, Torn, stem
@@ -196,7 +196,7 @@ def _coded(cells: list[Any], column: Column) -> list[float]:
 
 def _finite(cells: list[Any], comma: bool, problems: Counter[str]) -> np.ndarray:
     values, bad = numbers(cells, comma)
-    endless = np.isinf(values)
+    endless = np.abs(values) > LARGEST
     values[endless] = np.nan
     problems[NOT_NUMBER] += len(bad)
     problems[NOT_FINITE] += int(endless.sum())
