@@ -33,7 +33,7 @@ STREAMS: dict[str, dict[str, Any]] = {
     "river:TrumpApproval": {"stream": "river:TrumpApproval"},
     "river:ImageSegments": {"stream": "river:ImageSegments"},
     "regimes 100k": {"stream": "regimes", "rows": 100_000},
-    # Ten hours of opponents otherwise; the first 100,000 rows have them all.
+    # The costly opponents would take hours; they are all there on the first 100,000 rows.
     "regimes 1M": {"stream": "regimes", "rows": 1_000_000, "opponents": CHEAP},
 }
 DELAYS = (1, 10, 100, 1000)

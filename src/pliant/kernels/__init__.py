@@ -2,6 +2,9 @@
 
 - `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
+- `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
+- `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
+- `mixture_quantiles`: quantiles of Gaussian mixtures
 """
 
 from pliant.kernels._causal_conv import causal_conv
