@@ -496,13 +496,13 @@ def test_the_last_life_is_not_touched(classes: Made) -> None:
 
 def served(data: bytes, pieces: list[int], offset: int = 0) -> tuple[list[bytes], list[int]]:
     """Lines that are taken, and the bytes taken after each piece."""
-    split, found, taken, places = wire._Split(), [], offset, []
+    split, found, places = wire._Split(), [], []
     edges = [offset, *pieces, len(data)]
     for a, b in itertools.pairwise(edges):
         found += list(split.lines(data[a:b]))
-        taken += b - a
-        places.append(taken - split.begun)
-    found += list(split.last())
+        places.append(offset + split.taken)
+    found += list(split.lines(b""))
+    assert offset + split.taken == len(data)
     return found, places
 
 
@@ -518,6 +518,32 @@ def test_lines_are_cut_alike_however_they_arrive(monkeypatch: pytest.MonkeyPatch
         for place in places[:-1]:
             assert place == 0 or data[place - 1 : place] == b"\n"
             assert whole[data[:place].count(b"\n") :] == served(data, [], place)[0]
+
+
+def test_the_state_is_saved_after_so_many_lines_whatever_comes_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = b"".join(b"%d\n" % i for i in range(100)) + b"100"
+    (tmp_path / "in").write_bytes(data)
+    lines: list[bytes] = []
+    saved: list[tuple[int, int]] = []
+
+    def save(taken: int) -> None:
+        # What has been answered has been sent, and the rest of the input begins with the next line.
+        sent = capsys.readouterr().out.splitlines()
+        assert sent == [line.decode() for line in lines[len(lines) - len(sent) :]]
+        assert data[taken:].split(b"\n")[0] == (b"%d" % len(lines) if taken < len(data) else b"")
+        saved.append((len(lines), taken))
+
+    def take(line: bytes) -> str:
+        lines.append(line)
+        return line.decode()
+
+    assert wire.serve(str(tmp_path / "in"), take, save, 30, []) == len(data)
+    assert [count for count, _ in saved] == [30, 60, 90]
+    lines.clear()
+    assert wire.serve(str(tmp_path / "in"), take, lambda taken: None, 1, [], saved[1][1]) == len(data)
+    assert [int(line) for line in lines] == list(range(60, 101))
 
 
 def pliant(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:

@@ -52,7 +52,7 @@ def command(arguments: list[str]) -> int:
     lines = live.Lines(live.Live(run, learn=options.learn))
     drive.set_threads(run, 1)
     offset = live.load(lines, options.state) if options.state is not None and options.state.exists() else 0
-    clock, saved = Latency(), [lines.count]
+    clock = Latency()
 
     def take(line: bytes) -> str | None:
         began = time.perf_counter()
@@ -60,15 +60,12 @@ def command(arguments: list[str]) -> int:
         clock.add(time.perf_counter() - began)
         return reply
 
-    def after(taken: int) -> None:
-        if options.state is not None and lines.count - saved[0] >= options.save_every:
-            saved[0] = lines.count
+    def save(taken: int) -> None:
+        if options.state is not None:
             live.save(lines, taken, options.state)
 
     with drive.stop_signal() as stop:
-        taken = wire.serve(options.input, take, stop, after, offset)
-        if options.state is not None:
-            live.save(lines, taken, options.state)
+        save(wire.serve(options.input, take, save, options.save_every, stop, offset))
     times = {name: 1000 * clock.quantile(share) for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
     summary = {"lines": lines.count, "errors": lines.errors, **lines.live.summary(), "milliseconds": times}
     _tell_stream(summary, options.json)

@@ -22,50 +22,81 @@ PATIENCE = 0.2
 
 Take = Callable[[bytes], str | None]
 """A line to the reply to it, without its line break."""
+Save = Callable[[int], None]
 TOO_LONG = b"\xff"
 """Stands for a line longer than `MAX_LINE`; it is no UTF-8, so it is answered as malformed."""
 
 
+class _Work:
+    """What is done with lines, wherever they come from."""
+
+    def __init__(self, take: Take, save: Save, every: int):
+        self.take, self.save, self.every = take, save, every
+        self.since = 0  # lines since the last save
+
+    def do(self, lines: Iterator[bytes], send: Callable[[str], None], place: Callable[[], int]) -> None:
+        """Take all lines and send the replies, those before a save first, so that a continuation lacks none."""
+        replies: list[str] = []
+        for line in lines:
+            if (reply := self.take(line)) is not None:
+                replies.append(f"{reply}\n")
+            self.since += 1
+            if self.since >= self.every:
+                send("".join(replies))
+                replies.clear()
+                self.save(place())
+                self.since = 0
+        send("".join(replies))
+
+
 class _Split:
-    """Cuts bytes into lines; one that is longer than `MAX_LINE` is dropped and stands as `TOO_LONG`."""
+    """Cuts bytes into lines; one that is longer than `MAX_LINE` is dropped and stands as `TOO_LONG`.
+
+    Attributes:
+        taken: bytes of the lines that have been given, with their line breaks.
+    """
 
     def __init__(self) -> None:
-        self.rest, self.dropping = b"", False
-        self.begun = 0  # bytes of the line that is not over, dropped ones included
+        self.rest, self.dropped, self.taken = b"", 0, 0
 
     def lines(self, data: bytes) -> Iterator[bytes]:
+        """Those that end in `data`; without any data the input has ended, and with it its last line."""
         *whole, self.rest = (self.rest + data).split(b"\n")
-        self.begun = len(self.rest) if whole else self.begun + len(data)
         for line in whole:
-            yield TOO_LONG if self.dropping or len(line) > MAX_LINE else line
-            self.dropping = False
+            yield self._give(line, 1)
+        if not data and (self.rest or self.dropped):
+            line, self.rest = self.rest, b""
+            yield self._give(line, 0)
         if len(self.rest) > MAX_LINE:
-            self.rest, self.dropping = b"", True
+            self.dropped, self.rest = self.dropped + len(self.rest), b""
 
-    def last(self) -> Iterator[bytes]:
-        if self.rest or self.dropping:
-            yield TOO_LONG if self.dropping else self.rest
-        self.rest, self.dropping, self.begun = b"", False, 0
+    def _give(self, line: bytes, end: int) -> bytes:
+        long = self.dropped > 0 or len(line) > MAX_LINE
+        self.taken, self.dropped = self.taken + self.dropped + len(line) + end, 0
+        return TOO_LONG if long else line
 
 
-def serve(source: str, take: Take, stop: list[int], after: Callable[[int], None], offset: int = 0) -> int:
+def serve(source: str, take: Take, save: Save, every: int, stop: list[int], offset: int = 0) -> int:
     """Answer all lines of `source` until it ends or `stop` is filled.
 
     Args:
         source: `-` (replies go to standard output), a file, or `tcp://HOST:PORT`, where it then listens;
             replies go back over the connection that the line came from.
         take: answers a line.
+        save: called after every so many lines with what this returns at the end.
+        every: so many.
         stop: filled by a signal; what has been read is still answered.
-        after: called with the bytes taken so far, after every piece.
         offset: bytes of a file to pass over, as they have been taken before.
 
     Returns:
-        Bytes of whole lines taken, `offset` included.
+        Bytes of whole lines taken, `offset` included; 0 for connections, which cannot be gone on with.
     """
+    work = _Work(take, save, every)
     if source.startswith("tcp://"):
-        return _tcp(source, take, stop, after)
+        _tcp(source, work, stop)
+        return 0
     if source == "-":
-        return _read(sys.stdin.fileno(), take, stop, after, 0)
+        return _read(sys.stdin.fileno(), work, stop, 0)
     try:
         with open(Path(source), "rb") as file:
             if file.seek(0, io.SEEK_END) < offset:
@@ -73,14 +104,14 @@ def serve(source: str, take: Take, stop: list[int], after: Callable[[int], None]
                     f"{source} is shorter than what was taken of it before; give the same input, or no --state"
                 )
             file.seek(offset)
-            return _read(file.fileno(), take, stop, after, offset)
+            return _read(file.fileno(), work, stop, offset)
     except BrokenPipeError:  # of the output: its reader has gone
         raise
     except OSError as error:
         raise UsageError(f"the input {source} cannot be read ({error.strerror or error})") from None
 
 
-def _read(handle: int, take: Take, stop: list[int], after: Callable[[int], None], taken: int) -> int:
+def _read(handle: int, work: _Work, stop: list[int], offset: int) -> int:
     split = _Split()
     with selectors.DefaultSelector() if not _is_file(handle) else contextlib.nullcontext() as selector:
         if selector is not None:
@@ -89,27 +120,23 @@ def _read(handle: int, take: Take, stop: list[int], after: Callable[[int], None]
             if selector is not None and not selector.select(PATIENCE):
                 continue
             data = os.read(handle, PIECE)
-            replies = [take(line) for line in (split.lines(data) if data else split.last())]
-            taken += len(data)
-            _write(replies)
-            after(taken - split.begun)
+            work.do(split.lines(data), _write, lambda: offset + split.taken)
             if not data:
-                return taken
-    return taken - split.begun
+                break
+    return offset + split.taken
 
 
 def _is_file(handle: int) -> bool:
     return os.fstat(handle).st_mode & 0o170000 == 0o100000
 
 
-def _write(replies: list[str | None]) -> None:
-    text = "".join(f"{reply}\n" for reply in replies if reply is not None)
+def _write(text: str) -> None:
     if text:
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
-def _tcp(source: str, take: Take, stop: list[int], after: Callable[[int], None]) -> int:
+def _tcp(source: str, work: _Work, stop: list[int]) -> None:
     try:
         place = urlsplit(source)
         if place.port is None:
@@ -118,7 +145,6 @@ def _tcp(source: str, take: Take, stop: list[int], after: Callable[[int], None])
         server = socket.create_server(address)
     except (OSError, ValueError, OverflowError) as error:
         raise UsageError(f"cannot listen at {source} ({error}); give tcp://HOST:PORT with a free port") from None
-    taken = 0
     with server, selectors.DefaultSelector() as selector:
         print(f"listening at tcp://{address[0]}:{server.getsockname()[1]}", file=sys.stderr, flush=True)
         selector.register(server, selectors.EVENT_READ, None)
@@ -127,26 +153,39 @@ def _tcp(source: str, take: Take, stop: list[int], after: Callable[[int], None])
                 if key.data is None:
                     connection, _ = server.accept()
                     connection.settimeout(SLOW)
-                    selector.register(connection, selectors.EVENT_READ, _Split())
+                    selector.register(connection, selectors.EVENT_READ, _Peer(connection))
                     continue
-                taken += _talk(key.fileobj, key.data, take, selector)  # type: ignore[arg-type]
-                after(taken)
+                peer = key.data
+                work.do(peer.lines(), peer.send, lambda: 0)
+                if peer.ended or peer.broken:
+                    selector.unregister(peer.connection)
+                    peer.connection.close()
         for key in list(selector.get_map().values()):
             if key.data is not None:
-                key.fileobj.close()  # type: ignore[union-attr]
-    return taken
+                key.data.connection.close()
 
 
-def _talk(connection: socket.socket, split: _Split, take: Take, selector: selectors.BaseSelector) -> int:
-    """Answer what a connection has sent; a broken one is closed, and concerns no other."""
-    try:
-        data = connection.recv(PIECE)
-        replies = [take(line) for line in (split.lines(data) if data else split.last())]
-        text = "".join(f"{reply}\n" for reply in replies if reply is not None)
-        connection.sendall(text.encode())
-    except OSError:
-        data = b""
-    if not data:
-        selector.unregister(connection)
-        connection.close()
-    return len(data)
+class _Peer:
+    """A connection. Once it has ended or is broken it can be closed, which concerns no other."""
+
+    def __init__(self, connection: socket.socket):
+        self.connection, self.split = connection, _Split()
+        self.ended = self.broken = False
+
+    def lines(self) -> Iterator[bytes]:
+        """Those that it has sent."""
+        try:
+            data = self.connection.recv(PIECE)
+        except OSError:
+            self.broken = True
+            return
+        self.ended = not data
+        yield from self.split.lines(data)
+
+    def send(self, text: str) -> None:
+        if self.broken:
+            return
+        try:
+            self.connection.sendall(text.encode())
+        except OSError:
+            self.broken = True
