@@ -407,6 +407,47 @@ def test_csv_is_the_same_as_json(classes: Made, groups: Made) -> None:
         assert differences(csv_lines.live.state_dict(), json_lines.live.state_dict()) == []
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", " "])
+def test_the_delimiter_is_found_and_with_it_decimal_commas(delimiter: str, classes: Made, groups: Made) -> None:
+    for here in (classes, groups):
+        plain, other = Lines(here.live(learn=True)), Lines(here.live(learn=True))
+        names = ["id", *here.more[0]]
+        assert plain.take(",".join(names).encode()) is None
+        assert other.take(delimiter.join(names).encode()) is None
+        for i, row in enumerate(here.more[:9]):
+            cells = [f"r{i}", *row.values()]
+            if i == 5:
+                cells[1] = ""
+            if delimiter != " ":
+                cells[2] = f' "{cells[2]}"' if i % 2 else f" {cells[2]}"
+            said = plain.take(",".join(cells).encode())
+            if delimiter == " ":
+                cells = [cell or "?" for cell in cells]
+            assert other.take(delimiter.join(cell.replace(".", ",") for cell in cells).encode()) == said
+        assert differences(plain.live.state_dict(), other.live.state_dict()) == []
+
+
+def test_a_header_is_cut_where_it_names_the_most_columns_of_the_run(classes: Made) -> None:
+    for header, delimiter in (("a", ","), ("what is it,a,b", ","), ("x,y z;a;b", ";"), ("a b c", " ")):
+        lines = Lines(classes.live())
+        assert lines.take(header.encode()) is None
+        assert lines.delimiter == delimiter
+    lines = Lines(classes.live())
+    assert "more than one column called 'a'" in (lines.take(b"a;b;a") or "")
+    assert (lines.form, lines.take(b"\ta\tb\tc")) == (None, None)  # the first column has no name
+    assert lines.header[0] == "column 1"
+    assert "p" in json.loads(lines.take(b"\t\t\t") or "null")
+    assert lines.take(b" ") is None
+
+
+def test_categories_and_classes_keep_their_commas(classes: Made) -> None:
+    lines, seen = Lines(classes.live()), []
+    lines.live.reply = lambda message: seen.append(message) or {}  # type: ignore[method-assign]
+    assert lines.take(b"a;c;y") is None
+    assert lines.take(b"1,5;u,v;yes,no") is not None
+    assert seen == [{"id": 2, "group": None, "x": {"a": "1.5", "c": "u,v"}, "y": ["yes,no"]}]
+
+
 def test_csv_of_a_forecast_needs_nothing_but_the_rows(forecast: Made) -> None:
     lines = Lines(forecast.live())
     for row in csv.reader((forecast.folder.parent / "data.csv").read_text().splitlines()):

@@ -9,7 +9,7 @@ A line asks, answers, or both; it is one JSON object:
 A number is answered by its mean and quantiles. `"group"` names the stream if the run has groups. Where
 the task is to forecast, `x` may hold the target's own value in this row, which is the answer to the row
 `horizon` before; nothing else need then be sent. CSV is the same: a header, a column `id` if there is
-one, the features, and the target where it is known.
+one, the features, and the target where it is known. Its delimiter is found, and decimal commas, as in files.
 
 A line that cannot be understood is answered by {"error": ..., "line": ...}, counted, and changes nothing.
 """
@@ -34,9 +34,12 @@ from pliant.learn.life import read_life, saved_lives
 from pliant.recipes import series
 from pliant.recipes.panel import row_nats
 from pliant.streams._cells import CALENDAR, calendar, moments, shown
+from pliant.streams._files import _split, _unique
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_GROUPS = 65_536
+DELIMITERS = ",;\t| "
+"""What may separate the cells of CSV; a space stands for any white space."""
 NO_JSON = ("NaN", "Infinity", "-Infinity")
 """Numbers that Python writes and reads as JSON although they are none."""
 
@@ -304,7 +307,11 @@ class Lines:
     def __init__(self, live: Live):
         self.live = live
         self.form: str | None = None  # "json" or "csv", by the first line
-        self.header: list[str] = []
+        self.header: tuple[str, ...] = ()
+        self.delimiter = ","
+        columns = live.columns
+        self.numbers = {column.name for column in columns.features if column.kind == "number"}
+        self.numbers |= set() if columns.task == "classify" else set(columns.targets)
         self.count = 0
         self.errors = 0
 
@@ -324,11 +331,12 @@ class Lines:
         return {"error": why, "line": self.count}
 
     def _take(self, line: str) -> dict[str, Any] | None:
-        if not line.strip():
+        # Between tabs there may be cells that are all missing.
+        if not line.strip() and not (self.delimiter == "\t" and "\t" in line):
             return None
         if self.form is None:
             if not line.lstrip().startswith("{"):
-                self._begin(_cells(line))
+                self._begin(line)
                 return None
             self.form = "json"
         if self.form == "json":
@@ -337,20 +345,29 @@ class Lines:
             except (ValueError, RecursionError):
                 raise Malformed("the line is no JSON object") from None
             return self.live.reply(message)
-        cells = _cells(line)
+        cells = _cells(line, self.delimiter)
         if len(cells) != len(self.header):
             raise Malformed(f"the row has {len(cells)} cells, the header {len(self.header)}")
         return self.live.reply(self._message(dict(zip(self.header, cells, strict=True))))
 
-    def _begin(self, header: list[str]) -> None:
+    def _begin(self, line: str) -> None:
+        """Take the header: cells are separated by what gives the most names that the run knows."""
         columns = self.live.columns
         known = {column.name for column in columns.features} | {*columns.targets, self.live.time_column}
-        if not known & set(header):
+        headers = {sign: tuple(name.strip() for name in _cells(line, sign)) for sign in DELIMITERS}
+        delimiter = max(headers, key=lambda sign: len(known & set(headers[sign])))
+        if not known & set(headers[delimiter]):
             raise Malformed("expected a JSON object, or a CSV header that names features of the run")
-        self.form, self.header = "csv", header
+        try:
+            self.header = _unique(headers[delimiter], Path("the input"))
+        except UsageError as error:
+            raise Malformed(str(error)) from None
+        self.form, self.delimiter = "csv", delimiter
 
     def _message(self, row: dict[str, str]) -> dict[str, Any]:
         targets, live = self.live.columns.targets, self.live
+        if self.delimiter != ",":
+            row = {name: cell.replace(",", ".") if name in self.numbers else cell for name, cell in row.items()}
         features = {column.name for column in live.columns.features}
         message: dict[str, Any] = {"id": self.count}
         if "id" in row and "id" not in features:
@@ -369,20 +386,23 @@ class Lines:
         return {
             "live": self.live.state_dict(),
             "form": self.form,
-            "header": self.header,
+            "header": list(self.header),
+            "delimiter": self.delimiter,
             "count": self.count,
             "errors": self.errors,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.live.load_state_dict(state["live"])
-        self.form, self.header = state["form"], state["header"]
+        self.form, self.header, self.delimiter = state["form"], tuple(state["header"]), state.get("delimiter", ",")
         self.count, self.errors = state["count"], state["errors"]
 
 
-def _cells(line: str) -> list[str]:
+def _cells(line: str, delimiter: str) -> list[str]:
+    if delimiter == " ":
+        return _split(line, delimiter)
     try:
-        return next(csv.reader([line]))
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
     except csv.Error as error:
         raise Malformed(f"the line is no CSV ({error})") from None
 
