@@ -19,10 +19,12 @@ from pyarrow import parquet
 
 from pliant.core import UsageError
 from pliant.core.columns import Column
-from pliant.streams import _files
+from pliant.streams import _files, _scan
 from pliant.streams._cells import CALENDAR
+from pliant.streams._series import series
 from pliant.streams._table import (
     DUPLICATE_TIME,
+    MISSING_LABEL,
     NOT_FINITE,
     NOT_NUMBER,
     UNKNOWN_CLASS,
@@ -172,6 +174,20 @@ def test_json_lines_whose_keys_appear_and_vanish(tmp_path: Path) -> None:
         assert block.problems == {_files.NO_OBJECT: 2, NOT_FINITE: 2}
 
 
+def test_a_key_that_appears_late_is_a_feature_from_the_beginning(tmp_path: Path) -> None:
+    def row(place: int) -> dict[str, Any]:
+        early, late = place < 2000, place >= 5000
+        return {"y": place % 2} | ({"old": place} if early else {}) | ({"new": "x"} if late else {})
+
+    lines = "".join(json.dumps(row(place)) + "\n" for place in range(6000))
+    table = scan(write(tmp_path / "x.jsonl", lines), **CLASSIFY)
+    assert table.columns.features == (Column("old"), Column("new", "category", ("x",)))
+    block, _ = whole(table)
+    place = np.arange(6000)
+    np.testing.assert_array_equal(block.features[:, 0], np.where(place < 2000, place, math.nan))
+    np.testing.assert_array_equal(block.features[:, 1], np.where(place >= 5000, 1, math.nan))
+
+
 def test_parquet_round_trip(tmp_path: Path) -> None:
     count = 2500
     times = np.datetime64("2021-03-01T00:00:00.000000001", "ns") + np.arange(count) * np.timedelta64(1, "h")
@@ -209,7 +225,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
         "inf,red,u",
         "-1e999,red,v",
         "?,NA,?",
-        "nan,,null",
+        "nan,,",
         "1,red",
         "1,red,u,9",
         "",
@@ -220,6 +236,7 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert block.problems == {
         NOT_NUMBER: 2,
         NOT_FINITE: 2,
+        MISSING_LABEL: 2,
         _files.RAGGED: 2,
         _files.UNDECODABLE: 1,
         _files.NUL: 1,
@@ -242,6 +259,25 @@ def test_a_number_column_is_decided_from_all_rows(tmp_path: Path) -> None:
 def test_classes_are_sorted_as_numbers_if_they_are(tmp_path: Path) -> None:
     assert scan(write(tmp_path / "x.csv", "a,y\n1,10\n1,9\n1,-1\n"), **CLASSIFY).columns.classes == ("-1", "9", "10")
     assert scan(write(tmp_path / "x.csv", "a,y\n1,10\n1,9\n1,b\n"), **CLASSIFY).columns.classes == ("10", "9", "b")
+
+
+def test_a_class_may_be_called_none(tmp_path: Path) -> None:
+    def labels(cells: str, **options: Any) -> tuple[tuple[str, ...], list[float], int]:
+        content = "a,y\n" + "".join(f"1,{cell}\n" for cell in cells.split("|"))
+        table = scan(write(tmp_path / "x.csv", content), **(CLASSIFY | options))
+        named = [note for note in table.notes if "read as a class" in note]
+        assert len(named) == len({*table.columns.classes} & {"none", "None", "null", "na", "n/a", "-"})
+        block, _ = whole(table)
+        assert block.problems[MISSING_LABEL] == np.isnan(block.targets).sum()
+        return table.columns.classes, block.targets[:, 0].tolist(), block.problems[MISSING_LABEL]
+
+    assert labels("none|mild|none") == (("mild", "none"), [1, 0, 1], 0)
+    assert labels("+|-|+|")[::2] == (("+", "-"), 1)
+    assert labels("u|null|na|n/a|None|u")[0] == ("None", "n/a", "na", "null", "u")
+    assert labels("u|v|NA|N/A|NULL|?||nan|NaN")[::2] == (("u", "v"), 7)
+    assert labels("0|1|none|na|-|?|")[::2] == (("0", "1"), 5)
+    assert labels("0|1.5|none|na|-|?|", task="regress")[2] == 5
+    refused(write(tmp_path / "x.csv", "a,y\n1,none\n1,none\n"), "missing")
 
 
 def test_unknown_classes_after_the_scan(tmp_path: Path) -> None:
@@ -410,8 +446,160 @@ def test_folders(tmp_path: Path) -> None:
     assert together.groups == () and whole(together)[0].groups.tolist() == [0, 0, 0]
     within = scan(tmp_path, task="regress", target=["a"], group="y")
     assert within.groups == ("a/30", "b/10", "b/20")
-    write(tmp_path / "d.csv", "a,y,z\n1,10,2\n")
-    refused(tmp_path, "d.csv", "'z'", **REGRESS)
+    write(tmp_path / "d.csv", "a,z\n1,10\n")
+    refused(tmp_path, "d.csv", "no column 'y'", **REGRESS)
+
+
+def test_files_of_different_columns(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "a,kind,y\n1,red,10\n2,blue,20\n")
+    write(tmp_path / "b.csv", "y,b\n30,3\n")
+    write(tmp_path / "c.csv", "kind,y,b,a\nred,40,4,5\n")
+    table = scan(tmp_path, **REGRESS)
+    assert [column.name for column in table.columns.features] == ["a", "kind", "b"]
+    block, _ = whole(table)
+    nan = math.nan
+    np.testing.assert_array_equal(block.features, [[1, 2, nan], [2, 1, nan], [nan, nan, 3], [5, 2, 4]])
+    assert block.problems == {}
+    (note,) = (note for note in table.notes if "there is no column" in note)
+    is_sentence(note, "'b' in a.csv", "2 more columns")
+    assert scan(tmp_path, **REGRESS, features=["b"]).columns.features == (Column("b"),)
+    refused(tmp_path, "'c'", features=["c"], **REGRESS)
+    refused(tmp_path, "b.csv", "no column 'kind'", group="kind", **REGRESS)
+    refused(tmp_path, "b.csv", "no column 'a'", time="a", **REGRESS)
+    write(tmp_path / "d.jsonl", '{"a": 1}\n')
+    refused(tmp_path, "d.jsonl", "no column 'y'", **REGRESS)
+
+
+# Files side by side
+
+
+def at_times(folder: Path, **files: list[int | str]) -> Path:
+    """A file for each list of times; y counts the rows."""
+    for name, times in files.items():
+        write(folder / f"{name}.csv", "t,y\n" + "".join(f"{time},{row}\n" for row, time in enumerate(times)))
+    return folder
+
+
+def order(table: Table, start: int = 0) -> str:
+    """Group and row in its file of each row, and whether an error ended them."""
+    block, error = whole(table, start)
+    pairs = zip(block.groups.tolist(), block.targets[:, 0].tolist(), strict=True)
+    return " ".join(f"{table.groups[group]}{row:.0f}" for group, row in pairs) + " !" * bool(error)
+
+
+def test_files_that_overlap_are_read_in_order_of_time(tmp_path: Path) -> None:
+    at_times(tmp_path, b=[10, 20, 20, 40], a=[20, 30], c=[1, 2, 50])
+    table = scan(tmp_path, **FORECAST, time="t")
+    assert table.merged and (table.rows, table.longest, table.groups) == (9, 4, ("a", "b", "c"))
+    assert order(table) == "c0 c1 b0 a0 b1 b2 a1 b3 c2"
+    assert any("in order of 't'" in note for note in table.notes)
+    assert whole(table)[0].problems == {DUPLICATE_TIME: 1}  # within b; other groups have a time of their own
+    together = scan(tmp_path, **FORECAST, concat=True)
+    np.testing.assert_array_equal(whole(together)[0].targets[:, 0], [0, 1, 0, 1, 2, 3, 0, 1, 2])
+    assert not together.merged
+    for known in ("when", None):  # dates are found, but only in all files or in none
+        for name in "ab":
+            head = "when,y\n" + "".join(f"{time},{row}\n" for row, time in enumerate(dated("1 h", 3)))
+            write(tmp_path / f"{name}.csv", head)
+        write(tmp_path / "c.csv", "when,y\n2020-01-01,0\n" if known else "a,y\n1,0\n")
+        found = scan(tmp_path, **FORECAST)
+        assert (found.merged, found.time) == (known is not None, "when")
+        assert order(found) == ("c0 a0 b0 a1 b1 a2 b2" if known else "a0 a1 a2 b0 b1 b2 c0")
+    assert any("one after another" in note and "no column is the time" in note for note in found.notes)
+
+
+def test_rows_without_a_time_stay_with_those_before(tmp_path: Path) -> None:
+    at_times(tmp_path, a=["?", 10, "?", 40], b=[5, 20, "?", 30])
+    assert order(scan(tmp_path, **FORECAST, time="t")) == "a0 b0 a1 a2 b1 b2 b3 a3"
+
+
+def test_what_ends_one_of_several_files_ends_the_run_there(tmp_path: Path) -> None:
+    at_times(tmp_path, a=[10, 20, 15, 60], b=[5, 15, 30])
+    table = scan(tmp_path, **FORECAST, time="t")
+    for start, rest in enumerate(["b0 a0 b1 a1 !", "a0 b1 a1 !", "b1 a1 !", "a1 !", " !"]):
+        assert order(table, start) == rest
+    is_sentence(whole(table)[1], "line 4 of", "a.csv", "from 20 to 15")
+    full = gzip.compress(("t,y\n" + "".join(f"{row},{row * 7919 % 1000}\n" for row in range(3000))).encode())
+    write(tmp_path / "a.csv.gz", full[: len(full) // 2])
+    (tmp_path / "a.csv").unlink()
+    at_times(tmp_path, b=list(range(0, 3000, 300)), c=[100])
+    torn = scan(tmp_path, **REGRESS, time="t")
+    assert torn.groups == ("a", "b", "c")
+    block, error = whole(torn)
+    is_sentence(error, "a.csv.gz", "breaks off")
+    assert 3 < (block.groups == 1).sum() < 10 and (block.groups == 2).sum() == 1
+
+
+def test_more_files_than_can_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_times(tmp_path, a=[1, 3], b=[2, 4], c=[0, 5])
+    monkeypatch.setattr(_scan, "MOST_OPEN", 2)
+    table = scan(tmp_path, **FORECAST, time="t")
+    assert not table.merged and order(table) == "a0 a1 b0 b1 c0 c1"
+    assert any("one after another" in note and "more than 2" in note and "--group" in note for note in table.notes)
+
+
+def test_groups_one_after_another_are_noted(tmp_path: Path) -> None:
+    def notes(rows: str, **options: Any) -> bool:
+        content = "who,t,y\n" + "".join(f"{who},{time},1\n" for who, time in rows.split())
+        table = scan(write(tmp_path / "x.csv", content), **(FORECAST | {"time": "t", "group": "who"} | options))
+        for note in table.notes:
+            is_sentence(note)
+        return any("'who' come one after another" in note for note in table.notes)
+
+    assert notes("a1 a2 b1 b2")
+    assert not notes("a1 b1 a2 b2")
+    assert not notes("a1 a2 b3 b4")  # sorted by time as it is
+    assert not notes("a1 a2 b1 b2", time=None)
+    assert not notes("a1 a2 a3")
+
+
+TIMES = st.lists(st.sampled_from([0, 1, 1, 2, 9, "?"]), min_size=1, max_size=12)
+
+
+@given(st.lists(TIMES, min_size=2, max_size=5), st.integers(0, 40), st.sampled_from([1, 2, 5, 1024]))
+def test_a_merge_is_a_stable_sort_from_any_row_on(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int | str]], start: int, most: int
+) -> None:
+    folder, expected = tmp_path_factory.mktemp("merge"), []
+    for file, steps in enumerate(files):
+        now, times, reached = 0, [], -math.inf
+        for row, step in enumerate(steps):
+            if isinstance(step, int):
+                reached = now = now + step
+            times.append(now if isinstance(step, int) else step)
+            expected.append((reached, file, row))
+        at_times(folder, **{"abcde"[file]: times})
+    try:
+        table = scan(folder, **FORECAST, time="t")
+    except UsageError:  # there is no time at all
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_files, "ROWS", most)
+        found = order(table, start)
+    assert found == " ".join(f"{'abcde'[file]}{row}" for _, file, row in sorted(expected)[start:])
+
+
+def test_a_stream_of_merged_files_goes_on_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_times(tmp_path, a=list(range(0, 60, 2)), b=list(range(0, 60, 3)), c=list(range(50, 80)))
+    monkeypatch.setattr(_files, "ROWS", 7)
+
+    def stream() -> Any:
+        return series(tmp_path, target=["y"], task="forecast", time="t", horizon=2, delay=1, chunk=4)
+
+    def drain(asked: Any) -> list[str]:
+        found = []
+        while batch := asked.send(None):
+            found.append(repr(batch))
+        return found
+
+    full = drain(stream())
+    assert any("rows=tensor([0, 1])" in batch for batch in full)  # a question of two streams
+    for taken in range(0, len(full), 3):
+        begun, later = stream(), stream()
+        for _ in range(taken):
+            begun.send(None)
+        later.load_state_dict(begun.state_dict())
+        assert drain(later) == full[taken:]
 
 
 def test_a_folder_of_several_kinds(tmp_path: Path) -> None:
@@ -595,18 +783,20 @@ def _until_error(table: Table, start: int) -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [1, 40])
+def test_memory_does_not_grow_with_the_data(tmp_path: Path, files: int) -> None:
     row = ",".join(["0.12345678"] * 10)
-    with open(tmp_path / "x.csv", "w") as file:
-        file.write(",".join(f"a{place}" for place in range(10)) + ",y\n")
-        for place in range(200_000):
-            file.write(f"{row},{place}\n")
+    for number in range(files):
+        with open(tmp_path / f"{number}.csv", "w") as file:
+            file.write(",".join(f"a{place}" for place in range(10)) + ",y\n")
+            for place in range(number, 200_000, files):
+                file.write(f"{row},{place}\n")
     code = f"""
 import re
 from pliant.streams._table import scan
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 before = peak()
-table = scan({str(tmp_path / "x.csv")!r}, task="regress", target=["y"])
+table = scan({str(tmp_path)!r}, task="forecast", target=["a0"], time="y")
 rows = sum(len(block.features) for block in table.blocks())
 print(table.rows, rows, peak() - before)
 """

@@ -111,18 +111,19 @@ class Columns:
     def target(self, cell: Any) -> float:
         """The label in a cell: index of its class, or the number; NaN if it is missing.
 
+        A class may be called none or na: what stands among the classes is no missing label.
+
         Raises:
             ValueError: it is neither.
         """
         text = "" if cell is None else str(cell).strip()
+        if text in self.classes:
+            return float(self.classes.index(text))
         if text.lower() in MISSING:
             return math.nan
-        if self.task != "classify":
-            return finite(cell if isinstance(cell, int | float) else text)
-        try:
-            return float(self.classes.index(text))
-        except ValueError:
-            raise ValueError(f"{text!r} is none of the classes") from None
+        if self.task == "classify":
+            raise ValueError(f"{text!r} is none of the classes")
+        return finite(cell if isinstance(cell, int | float) else text)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for a JSON file."""

@@ -126,15 +126,16 @@ class Source:
         """Whether the decimal sign may be a comma."""
         return self.kind == "text" and self.delimiter != ","
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All rows from the first on.
+    def chunks(self, most: int | None = None) -> Iterator[Chunk]:
+        """All rows from the first on, at most `most` of them at once; None means `ROWS`.
 
         Raises:
             Torn: the file breaks off here.
             UsageError: the file cannot be opened.
         """
+        most = most or ROWS
         if self.kind == "parquet":
-            yield from self._batches()
+            yield from self._batches(most)
             return
         index = {name: place for place, name in enumerate(self.names or ())}
 
@@ -167,7 +168,7 @@ class Source:
                         problems += [(max(len(rows) - 1, 0), what) for what in lines.met]
                         lines.met.clear()
                         continue
-                    if len(rows) == ROWS:
+                    if len(rows) == most:
                         yield chunk()
                         rows, places, problems = [], [], []
                     rows.append(row)
@@ -182,11 +183,11 @@ class Source:
         if torn:
             raise torn
 
-    def _batches(self) -> Iterator[Chunk]:
+    def _batches(self, most: int) -> Iterator[Chunk]:
         index, done = {name: place for place, name in enumerate(self.names or ())}, 0
         with _parquet(self.path) as file:
             try:
-                for batch in file.iter_batches(ROWS, use_threads=False):
+                for batch in file.iter_batches(most, use_threads=False):
                     places = range(done + 1, done + 1 + batch.num_rows)
                     yield Chunk(batch.num_rows, tuple(index), partial(_column, batch, index), places)
                     done += batch.num_rows

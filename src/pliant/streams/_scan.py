@@ -11,7 +11,7 @@ import numpy as np
 from pliant.core.columns import MISSING, Column, Task
 from pliant.core.errors import UsageError
 from pliant.streams._cells import DAY, Clock, moments, number, numbers, shown, texts
-from pliant.streams._files import KNOWN, Empty, Source, kind_of
+from pliant.streams._files import KNOWN, Chunk, Empty, Source, kind_of
 
 AUTO = "auto"
 FEW_NUMBERS = 20  # whole numbers in a target that are taken for classes
@@ -20,10 +20,13 @@ MOST_VALUES = 256  # categories of a column that are listed
 MOST_CLASSES = 1000
 MOST_GROUPS = 4096
 MOST_COLUMNS = 10_000
+MOST_OPEN = 128  # files that are merged, and so are open at the same time
 MOSTLY = 0.95  # of the cells are numbers in a column of numbers
 TIMED_ROWS = 1000  # from which the sampling interval comes
 UNIX = 1e8  # numbers beyond are seconds since 1970; smaller ones count something else
 MONTH = (28 * DAY, 31 * DAY)
+GAPS = frozenset({"", "?", "NA", "N/A", "NULL"})
+"""Of what stands for a missing value, that which is never the name of a class; nor is nan, however it is written."""
 TIME_NAMES = ("datetime", "timestamp", "date", "time", "ds", "date_time", "date time")
 
 
@@ -34,12 +37,14 @@ class Tally:
         filled: cells that are not missing.
         numeric: those of them that are numbers.
         values: distinct ones, None once there are more than `limit`.
+        words: distinct cells that count as missing, but could be names of classes, such as none.
         example: a cell that is no number.
     """
 
     def __init__(self, limit: int):
         self.limit, self.filled, self.numeric = limit, 0, 0
         self.values: set[str] | None = set()
+        self.words: set[str] = set()
         self.example: Any = None
 
     def add(self, cells: list[Any], comma: bool) -> None:
@@ -50,7 +55,10 @@ class Tally:
         if bad and self.example is None:
             self.example = cells[bad[0]]
         if self.values is not None:
-            self.values |= {name for name in set(texts(cells)) if name.lower() not in MISSING}
+            names = set(texts(cells))
+            gaps = {name for name in names if name.lower() in MISSING}
+            self.values |= names - gaps
+            self.words |= {name for name in gaps - GAPS if name.lower() != "nan"}
             if len(self.values) > self.limit:
                 self.values = None
 
@@ -67,19 +75,32 @@ class Tally:
 
 
 class Watch:
-    """A column that is the time, or may be: all its cells are dates and never go backwards."""
+    """A column that is the time, or may be: all its cells are dates and never go backwards.
+
+    Attributes:
+        read: cells that are dates.
+        bad: cells that are neither a date nor missing.
+        back: whether time goes backwards within a group.
+        restarts: whether time goes backwards within a file, be it from one group to another.
+    """
 
     def __init__(self) -> None:
-        self.clock = Clock(MOST_GROUPS)
-        self.read, self.bad, self.back = 0, 0, False
+        self.clock, self.within, self.file = Clock(MOST_GROUPS), Clock(1), 0
+        self.read, self.bad, self.back, self.restarts = 0, 0, False, False
         self.cells: list[Any] = []
         self.groups = np.zeros(0, np.int64)
 
-    def add(self, cells: list[Any], groups: np.ndarray) -> None:
+    def add(self, cells: list[Any], groups: np.ndarray, file: int, comma: bool) -> None:
+        """Cells of the file of that number, and the groups they belong to."""
         times, _, bad = moments(cells)
         self.read += int((~np.isnan(times)).sum())
         self.bad += len(bad)
         self.back = self.back or bool((self.clock.steps(times, groups) < 0).any())
+        if file != self.file:
+            self.within, self.file = Clock(1), file
+        if not self.restarts:
+            plain = numbers(cells, comma)[0] if len(bad) == len(cells) else times
+            self.restarts = bool((self.within.steps(plain, np.zeros_like(groups)) < 0).any())
         room = TIMED_ROWS - len(self.cells)
         self.cells += cells[:room]
         self.groups = np.append(self.groups, groups[:room])
@@ -94,6 +115,85 @@ class Watch:
         """Whether most rows have a later time than the one before; else the time stands in more than one column."""
         steps, _ = self.steps(True, False)
         return len(steps) > 0 and bool(np.median(steps) > 0)
+
+
+class Survey:
+    """What the scan keeps of all files, which it reads one after another.
+
+    Args:
+        path: of the file or folder, for messages.
+        target, group, time: names of columns; a time of None is any column that may be one.
+        chosen: columns that are not the time.
+
+    Attributes:
+        tallies: what is in each column, in order of first appearance.
+        watches: columns that are the time, or may be.
+        codes: of the groups, by their names, in order of first appearance.
+        sizes: rows of each group; of all, if there are no groups.
+        changes: how often a row is of another group than the row before.
+        seen: names of the columns in each file that has rows.
+    """
+
+    def __init__(
+        self, path: Path, target: tuple[str, ...], group: str | None, time: str | None, chosen: Sequence[str]
+    ) -> None:
+        self.path, self.target, self.group, self.time, self.chosen = path, target, group, time, chosen
+        self.tallies: dict[str, Tally] = {}
+        self.watches: dict[str, Watch] = {}
+        self.codes: dict[str, int] = {}
+        self.sizes: Counter[int] = Counter()
+        self.seen: dict[int, set[str]] = {}
+        self.changes, self._last = 0, -1
+
+    @property
+    def rows(self) -> int:
+        return self.sizes.total()
+
+    def add(self, chunk: Chunk, file: int, stem: str, comma: bool) -> None:
+        """Rows of the file of that number; `stem` is the group that the file is, empty if it is none.
+
+        Raises:
+            UsageError: there are too many groups or columns.
+        """
+        if not chunk.size:
+            return
+        groups = self._grouped(chunk, stem)
+        for name in chunk.names:
+            if name not in self.tallies:
+                self.tallies[name] = Tally(MOST_CLASSES if name in self.target else MOST_VALUES)
+                # A column that comes later, as in JSON, is the time only if somebody says so.
+                if name == self.time or (self.time is None and not self.rows and name not in self.chosen):
+                    self.watches[name] = Watch()
+            cells, tally = chunk.cells(name), self.tallies[name]
+            tally.add(cells, comma)
+            if name in self.watches:
+                self.watches[name].add(cells, groups, file, comma)
+                if self.time is None and (self.watches[name].bad or tally.numeric):
+                    del self.watches[name]
+        if len(self.tallies) > MOST_COLUMNS:
+            raise UsageError(f"series: {self.path} has more than {MOST_COLUMNS} columns; give data with fewer")
+        self.sizes.update(groups.tolist())
+        self.seen.setdefault(file, set()).update(chunk.names)
+
+    def _grouped(self, chunk: Chunk, stem: str) -> np.ndarray:
+        if not stem and self.group is None:
+            return np.zeros(chunk.size, np.int64)
+        names = group_names(chunk, stem, self.group)
+        groups = np.array([self.codes.setdefault(name, len(self.codes)) for name in names], np.int64)
+        if len(self.codes) > MOST_GROUPS:
+            where = "" if self.group is None else f" in column {shown(self.group)}"
+            raise UsageError(f"series: {self.path} has more than {MOST_GROUPS} groups{where}; choose fewer")
+        self.changes += int((np.diff(groups, prepend=self._last) != 0).sum())
+        self._last = int(groups[-1])
+        return groups
+
+
+def group_names(chunk: Chunk, stem: str, group: str | None) -> list[str]:
+    """The group of each row: its file, what stands in column `group`, or both."""
+    if group is None:
+        return [stem] * chunk.size
+    names = texts(chunk.cells(group))
+    return [f"{stem}/{name}" for name in names] if stem else names
 
 
 def check_arguments(
@@ -150,14 +250,7 @@ def sources_of(path: Path, notes: list[str]) -> list[Source]:
             raise UsageError(
                 f"series: the folder {path} holds no table; give one with files whose names end in {KNOWN}"
             )
-    named = [source for source in sources if source.names is not None]
-    for source in named[1:]:
-        if differing := sorted({*(named[0].names or ())} ^ {*(source.names or ())}):
-            raise UsageError(
-                f"series: {source.path} has not the same columns as {named[0].path.name}, {shown(differing[0])} is in "
-                "one of them only; give files with the same columns"
-            )
-    for source in named:
+    for source in (source for source in sources if source.names is not None):
         numeric = [name for name in source.names or () if source.header and number(name) is not None]
         if source.kind == "text" and numeric:
             notes.append(
@@ -199,8 +292,13 @@ def _whole(name: str) -> bool:
     return value is not None and value == np.round(value)
 
 
-def check_targets(task: str, target: tuple[str, ...], tallies: dict[str, Tally]) -> tuple[str, ...]:
-    """The classes, in the order of their codes."""
+def check_targets(
+    task: str, target: tuple[str, ...], tallies: dict[str, Tally], notes: list[str]
+) -> tuple[str, ...]:  # fmt: skip
+    """The classes, in the order of their codes.
+
+    Among words, none is a class like any other; among numbers it is a missing label.
+    """
     for name in target:
         tally = tallies[name]
         if not tally.filled:
@@ -218,15 +316,25 @@ def check_targets(task: str, target: tuple[str, ...], tallies: dict[str, Tally])
             f"series: target {shown(target[0])} has more than {MOST_CLASSES} classes; choose another target, or the "
             "task regress if it holds numbers"
         )
+    if not all(map(_finite, values)):
+        values = values | tallies[target[0]].words
     if len(values) == 1:
         raise UsageError(
             f"series: target {shown(target[0])} has only one class, {shown(*values)}, expected at least two; choose "
             "another target"
         )
-    read = {name: number(name) for name in values}
-    if all(value is not None and np.isfinite(value) for value in read.values()):
-        return tuple(sorted(values, key=lambda name: (read[name], name)))
+    notes += [
+        f"{shown(word)} is read as a class of target {shown(target[0])}; leave cells empty whose label is missing"
+        for word in sorted(values & tallies[target[0]].words)
+    ]
+    if all(map(_finite, values)):
+        return tuple(sorted(values, key=lambda name: (number(name), name)))
     return tuple(sorted(values))
+
+
+def _finite(name: str) -> bool:
+    value = number(name)
+    return value is not None and bool(np.isfinite(value))
 
 
 def find_time(
@@ -267,6 +375,50 @@ def season_of(interval: float) -> int | None:
     if interval == DAY:
         return 7
     return 12 if MONTH[0] <= interval <= MONTH[1] else None
+
+
+def find_order(path: Path, survey: Survey, time: str | None, files: int, notes: list[str]) -> bool:
+    """Whether files are merged by time, which needs a time in each; notes tell where order decides who learns what.
+
+    Args:
+        path: of the file or folder.
+        survey: of all files.
+        time: column of the time.
+        files: how many there are whose groups are their own.
+        notes: for a person, more are added.
+    """
+    timed = time is not None and all(time in names for names in survey.seen.values())
+    merged = timed and 1 < files <= MOST_OPEN
+    first = "so the model learns all of the first before it answers the second"
+    if merged:
+        notes.append(f"the rows of all files in {path.name} are read in order of {shown(time)}")
+    elif files > 1:
+        why, cure = "no column is the time in each of them", "a column of times in each makes them run at once"
+        if timed:
+            why = f"there are more than {MOST_OPEN}"
+            cure = f"one file sorted by {shown(time)}, with --group, makes them run at once"
+        notes.append(f"the files in {path.name} are read one after another, since {why}, {first}; {cure}")
+    follow = survey.changes == len(survey.codes) > files
+    if time is not None and follow and survey.watches[time].restarts:
+        notes.append(
+            f"the groups in column {shown(survey.group)} come one after another, {first}; rows sorted by "
+            f"{shown(time)} make them run at once"
+        )
+    return merged
+
+
+def differing(sources: Sequence[Source], seen: dict[int, set[str]]) -> list[str]:
+    """A note on the columns that some files have and others lack; none if all have the same."""
+    every = set().union(*seen.values())
+    lacking = {file: every - names for file, names in seen.items() if names != every}
+    if not lacking:
+        return []
+    file, names = next(iter(lacking.items()))
+    others = len(set().union(*lacking.values())) - 1
+    more = f", and {others} more column{'s' * (others > 1)} in this or other files" if others else ""
+    return [
+        f"there is no column {shown(min(names))} in {sources[file].path.name}{more}; what a file lacks is missing there"
+    ]
 
 
 def about(name: str, tally: Tally) -> list[str]:
