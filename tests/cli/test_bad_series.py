@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pliant.cli import main
+from pliant.recipes import series
 
 ROWS = 80
 Capture = pytest.CaptureFixture[str]
@@ -97,7 +98,24 @@ def kept(capsys: Capture, data: Path, *more: str, code: int = 0) -> tuple[dict[s
         ("table", ["--chunks", "3"], ["'--chunk'"]),
         ("table", ["--stream", "lectricity"], ["'lectricity'", "electricity"]),
         ("table", ["--stream", "electricity"], ["electricity.csv"]),
-        ("table", ["--stream", "regimes", "--target", "y"], ["target of its own"]),
+        ("table", ["--stream", "regimes", "--target", "y"], ["target of its own", "--target"]),
+        ("table", ["--stream", "electricity", "--group", "x"], ["electricity", "target of its own", "--group"]),
+        ("table", ["--stream", "electricity", "--features", "x"], ["--features"]),
+        ("table", ["--stream", "weather", "--time", "x"], ["--time"]),
+        ("table", ["--stream", "ett", "--season", "7"], ["--season"]),
+        ("table", ["--stream", "ett", "--task", "regress"], ["--task"]),
+        ("table", ["--stream", "regimes", "--concat"], ["--concat"]),
+        ("table", ["--stream", "electricity", "--horizon", "3"], ["electricity is not to forecast", "--horizon"]),
+        ("table", ["--stream", "drifting", "--horizon", "1"], ["--horizon"]),
+        ("table", ["--stream", "regimes"], ["regimes is not read from a folder", "--data"]),
+        ("table", ["--stream", "replay:x.csv", "--target", "y"], ["replay:x.csv", "--data"]),
+        ("table", ["--stream", "replay:", "--target", "y"], ["names no file", "replay:FILE"]),
+        ("table", ["--target", "a", "--horizon", "80"], ["at row 81", "end with row 80"]),
+        ("table", ["--target", "a", "--horizon", "50", "--delay", "30"], ["at row 81", "end with row 80"]),
+        ("table", ["--target", "a", "--horizon", "20", "--rows", "20"], ["at row 21", "end with row 20"]),
+        ("table", ["--delay", "79"], ["at row 81", "end with row 80"]),
+        ("table", ["--target", "a", "--group", "kind", "--horizon", "40"], ["at row 41", "largest group ends with"]),
+        ("a,b,kind,y\n1,2,u,yes\n2,3,v,no\n", ["--group", "kind"], ["at row 2", "largest group ends with row 1"]),
         ("a,b,kind,y\n1,2,u,yes\n2,3,v,yes\n", [], ["only one class", "'yes'"]),
         ("a,b,kind,y\n1,2,u,\n2,3,v,\n", [], ["missing"]),
         ("a,a,kind,y\n1,2,u,yes\n2,3,v,no\n", [], ["more than one column called 'a'"]),
@@ -123,6 +141,19 @@ def test_what_is_missing_altogether_is_asked_for(capsys: Capture, tmp_path: Path
     for arguments, says in (([], "--data FILE"), (["--data", str(table(tmp_path / "t.csv"))], "--target COLUMN")):
         assert main(["learn", "series", *arguments]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_a_stream_by_name_honours_or_refuses_every_option() -> None:
+    rows = series.source(series.SeriesConfig(stream="regimes", rows=300, delay=4, label_as_input=False))
+    assert (rows.columns.lag, rows.columns.label_as_input, rows.rows) == (5, False, 300)
+
+
+def test_files_of_a_folder_without_the_target(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "data").mkdir()
+    table(tmp_path / "data" / "a.csv")
+    table(tmp_path / "data" / "b.csv", names="a,b,kind,z")
+    said = refused(capsys, tmp_path / "data")
+    assert "b.csv has no column 'y'" in said
 
 
 def test_a_folder_without_tables(tmp_path: Path, capsys: Capture) -> None:
@@ -155,7 +186,7 @@ def put(places: dict[int, tuple[int, str]]) -> Callable[[list[list[str]]], None]
         (put({5: (0, "much"), 40: (1, "1_000")}), {"cell that is no number (read as missing)": 2}, 80),
         (put({5: (0, "inf"), 6: (0, "-inf"), 7: (1, "1e999"), 8: (0, "nan")}),
          {"value that is not finite (read as missing)": 3}, 80),
-        (put({3: (3, ""), 50: (3, "?")}), {}, 78),
+        (put({3: (3, ""), 50: (3, "?")}), {"missing label (not scored)": 2}, 78),
         (lambda rows: rows[9].pop(), {"row with too few or too many cells (left out)": 1}, 79),
         (lambda rows: rows[20].append("more"), {"row with too few or too many cells (left out)": 1}, 79),
     ],

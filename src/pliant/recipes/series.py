@@ -1,6 +1,6 @@
 """A small recurrent model learns your own table, row by row, beside what is done today."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from pliant.core import UsageError, categorical_nats, seeded
@@ -19,6 +19,8 @@ from pliant.streams._table import scan
 
 COMMAND = "learn series"
 REPLAY, REPLAY_SPEED = "replay:", 10.0
+OF_TABLES = ("target", "task", "time", "features", "group", "concat", "season")
+"""Options that a stream by name decides itself."""
 MAX_WINDOW, MAX_CHUNK, MAX_SIZE = 4096, 4096, 16
 LONG = 10_000
 """Rows from which chunks are longer: a short table has to be learned from few rows, so each counts more."""
@@ -49,7 +51,8 @@ class SeriesConfig:
     """What is learned, and by what. Two runs of one config over the same data are equal to the bit."""
 
     data: str | None = None
-    """A table (.csv, .tsv, .txt, .jsonl, also as .gz, or .parquet), or a folder of them, each a group."""
+    """A table (.csv, .tsv, .txt, .jsonl, also as .gz, or .parquet), or a folder of them, each a group, read in order of
+    time if each has one."""
     stream: str | None = None
     """Instead of a table, a stream by name: electricity, weather, outdoor or ett (with --data, the folder that holds
     it), river:NAME, aeon:NAME, regimes, drifting; replay:FILE is --data FILE at --speed."""
@@ -72,7 +75,7 @@ class SeriesConfig:
     group: str | None = None
     """The column that tells streams apart, such as a sensor or a customer."""
     concat: bool = False
-    """Read the files of a folder as one stream, in order of their names."""
+    """Read the files of a folder as one stream, one after another in order of their names."""
     label_as_input: bool = True
     """Whether the newest known label is an input. Opponents that learn get the same inputs."""
     season: int | None = None
@@ -116,17 +119,47 @@ class SeriesConfig:
             raise UsageError(f"--tune is {self.tune}, expected a number of minutes above 0")
         if self.speed is not None and not self.speed > 0:
             raise UsageError(f"--speed is {self.speed}, expected rows per second above 0")
-        if self.stream is not None and self.target and not self.stream.startswith(REPLAY):
-            raise UsageError(f"the stream {self.stream} has a target of its own; leave --target out")
+        if self.stream is not None:
+            _check_stream(self, self.stream)
+
+
+def _check_stream(config: SeriesConfig, stream: str) -> None:
+    """Refuse options which that stream would pass over."""
+    if stream.startswith(REPLAY):
+        if not stream.removeprefix(REPLAY).strip():
+            raise UsageError(f"--stream {REPLAY} names no file; give {REPLAY}FILE")
+        if config.data is not None:
+            raise UsageError(f"--stream {stream} says itself what is read; leave --data out")
+        return
+    for field in fields(config):
+        if field.name in OF_TABLES and getattr(config, field.name) != field.default:
+            raise UsageError(f"the stream {stream} has columns and a target of its own; leave --{field.name} out")
 
 
 def source(config: SeriesConfig) -> Source:
-    """The rows that a config names."""
+    """The rows that a config names.
+
+    Raises:
+        UsageError: they cannot be read or cannot serve the task, or are so few that no label is known in time.
+    """
     if config.stream is not None and config.stream.startswith(REPLAY):
         speed = config.speed or REPLAY_SPEED
         config = replace(config, stream=None, data=config.stream.removeprefix(REPLAY), speed=speed)
     rows = _source(config)
+    _check_lag(config, rows)
     return rows if config.speed is None else replay(rows, speed=config.speed)
+
+
+def _check_lag(config: SeriesConfig, rows: Source) -> None:
+    longest = getattr(rows, "longest", rows.rows)  # rows of the largest group
+    longest = longest if config.rows is None else min(longest, config.rows)
+    if (lag := rows.columns.lag) < longest:
+        return
+    where = "the largest group ends" if rows.groups else "the rows end"
+    raise UsageError(
+        f"with --horizon and --delay as they are, the first label is known at row {lag + 1}, but {where} with row "
+        f"{longest}, so that nothing could be learned; choose less of them or give more rows"
+    )
 
 
 def _source(config: SeriesConfig) -> Source:

@@ -78,12 +78,17 @@ def named(
         label_as_input: see `Columns`.
 
     Raises:
-        UsageError: the name is unknown, or its files or package are not there.
+        UsageError: the name is unknown, its files or package are not there, or it has no use for a horizon or a folder.
     """
     kind, _, rest = name.partition(":")
+    known = name in LAYOUTS or kind in ("regimes", "drifting", "river", "aeon")
+    if known and horizon is not None and (name not in LAYOUTS or LAYOUTS[name].task != "forecast"):
+        raise UsageError(f"the stream {name} is not to forecast; leave --horizon out")
+    if known and folder is not None and name not in LAYOUTS:
+        raise UsageError(f"the stream {name} is not read from a folder; leave --data out")
     if kind in ("regimes", "drifting"):
         count = 1_000_000 if rows is None else rows
-        return regimes(rows=count, seed=seed, delay=delay, gradual=kind == "drifting")
+        return regimes(rows=count, seed=seed, delay=delay, gradual=kind == "drifting", label_as_input=label_as_input)
     if kind in ("river", "aeon"):
         task, pairs = (_river if kind == "river" else _aeon)(rest)
         return from_pairs(pairs, task=task, lag=1 + delay, label_as_input=label_as_input)
@@ -190,10 +195,12 @@ def _aeon(name: str) -> tuple[Task, Iterable[tuple[Mapping[str, Any], Any]]]:
 class _Regimes:
     """Blocks of generated rows, each a function of the seed and its place."""
 
-    def __init__(self, rows: int, seed: int, length: int, concepts: int, noise: float, delay: int, gradual: bool):
+    def __init__(self, rows: int, seed: int, length: int, concepts: int, noise: float, delay: int, gradual: bool,
+                 label_as_input: bool):  # fmt: skip
         self.rows, self.seed, self.length, self.noise, self.gradual = rows, seed, length, noise, gradual
         features = (*(Column(f"x{i}") for i in range(8)), Column("site", "category", ("a", "b", "c", "d")))
-        self.columns = Columns("classify", features, ("class",), ("0", "1", "2"), 1 + delay)
+        self.columns = Columns("classify", features, ("class",), ("0", "1", "2"), 1 + delay, None,
+                               label_as_input)  # fmt: skip
         self.groups: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         random = numpy_generator(seed, "regimes/rules")
@@ -240,6 +247,7 @@ def regimes(
     noise: float = 0.1,
     delay: int = 0,
     gradual: bool = False,
+    label_as_input: bool = True,
 ) -> Source:
     """A generated stream of three classes whose rule comes and goes.
 
@@ -253,7 +261,7 @@ def regimes(
             raise UsageError(f"regimes: {name} is {value}, expected at least 1")
     if not 0 <= noise <= 1:
         raise UsageError(f"regimes: noise is {noise}, expected 0 to 1")
-    return _Regimes(rows, seed, length, concepts, noise, delay, gradual)
+    return _Regimes(rows, seed, length, concepts, noise, delay, gradual, label_as_input)
 
 
 class Replay:
