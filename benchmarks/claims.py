@@ -1,6 +1,7 @@
 """Run the tests behind each claim and write to the ledger how many passed.
 
-python benchmarks/claims.py
+python benchmarks/claims.py              # all of them
+python benchmarks/claims.py leak input   # those whose claim holds one of these words
 """
 
 import re
@@ -27,14 +28,26 @@ CLAIMS = {
         "tests/learn/test_learner.py"
     ),
     "Bad input: one sentence and exit code 2": "tests/cli/test_bad_input.py",
+    "Bad input of learn series: one sentence and exit code 2, or counted, reported and gone on": (
+        "tests/cli/test_bad_series.py tests/streams/test_table.py"
+    ),
+    "Later labels, no leak of series: no label is an input, a lesson or a reference before its time": (
+        "tests/streams/test_series.py tests/cli/test_series.py tests/learn/test_references.py "
+        "tests/models/test_table.py"
+    ),
+    "One pass over table, blocks and head is the readable form, with its gradients; else it steps back": (
+        "tests/kernels/test_gated_block.py"
+    ),
     "Scores agree with scikit-learn and closed forms": "tests/measure",
     "The report loads in headless Chromium without errors or requests": "-m slow tests/report",
 }
 
 
 def main() -> None:
-    failed = False
+    failed, words = False, sys.argv[1:]
     for claim, selection in CLAIMS.items():
+        if words and not any(word in claim for word in words):
+            continue
         began = time.time()
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection.split()]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
