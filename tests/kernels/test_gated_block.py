@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pliant.core import UsageError, leaves, map_state, seeded
+from pliant.core import UsageError, categorical_nats, leaves, map_state, seeded
 from pliant.core.columns import Column, Columns
 from pliant.core.pack import differences
 from pliant.kernels import _gated_block as kernel
 from pliant.kernels._jit import jit_fast
+from pliant.kernels._softmax import softmax_slope
 from pliant.mixers import GatedLRU
 from pliant.models import blocks
 from pliant.models.blocks import Stack
@@ -173,6 +174,90 @@ def test_a_table_in_one_pass_is_the_readable_one(columns: Columns, dtype: torch.
     assert differences(tuple(ours[2].reference), tuple(theirs[2].reference)) == []
     for name, gradient in theirs[1].items():
         close(ours[1][name], gradient, 4 * scale)
+
+
+def case(columns: Columns, dtype: torch.dtype, steps: int = 20) -> dict[str, Any]:
+    """Rows that are known in part, their targets, and a memory before them."""
+    module = table(columns).to(dtype)
+    with torch.no_grad():
+        _, state = module(rows(columns, 3, 8, seed=1))
+    random = torch.Generator().manual_seed(7)
+    shape = (3, steps)
+    numbers = torch.randn(*shape, 1, generator=random, dtype=torch.float64)
+    targets = torch.randint(3, shape, generator=random) if columns.task == "classify" else numbers
+    use, reset = (torch.rand(shape, generator=random) < share for share in (0.6, 0.1))
+    return {"module": module, "state": state, "x": rows(columns, 3, steps), "targets": targets, "use": use,
+            "reset": reset}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [True, False], ids=["some targets", "all targets"])
+@pytest.mark.parametrize("columns", [COLUMNS, SERIES], ids=["classes", "numbers"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_way_without_a_graph_gives_the_loss_and_gradient_of_autograd(
+    columns: Columns, dtype: torch.dtype, part: bool
+) -> None:
+    module, state, x, targets, use, reset = case(columns, dtype).values()
+    output, after = module(x, state, reset=reset)
+    loss = module.nats(output[use], targets[use]).mean() if part else module.nats(output, targets).mean()
+    loss.backward()
+    theirs = {name: p.grad.clone() for name, p in module.named_parameters()}
+    module.zero_grad()
+    seen, observed = module.observe(x, state)
+    nats = module.descend(seen, observed, targets, use if part else None, reset=reset, sink=kernel.Sink())
+    scale = 1.0 if dtype == torch.float64 else 16.0
+    close(torch.tensor(nats, dtype=dtype), loss.detach().to(dtype), scale)
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        close(parameter.grad, theirs[name], 4 * scale)
+    # What was observed once serves again.
+    again, moved = module(x, observed, reset=reset, seen=seen)
+    assert again.equal(output) and differences(tuple(leaves(moved)), tuple(leaves(after))) == []
+
+
+def test_no_gradient_where_the_loss_is_not_finite() -> None:
+    module, state, x, targets, use, reset = case(COLUMNS, torch.float32).values()
+    with torch.no_grad():
+        module.head.bias[0] = torch.nan
+    seen, observed = module.observe(x, state)
+    assert np.isnan(module.descend(seen, observed, targets, use, reset=reset, sink=kernel.Sink()))
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_way_without_a_graph_is_not_taken_where_somebody_would_notice() -> None:
+    module, state, x, targets, use, reset = case(COLUMNS, torch.float32).values()
+    seen, observed = module.observe(x, state)
+
+    def taken(**flags: Tensor) -> bool:
+        module.zero_grad()
+        found = module.descend(seen, observed, targets, use, reset=reset, sink=kernel.Sink(), **flags)
+        assert (found is None) == all(parameter.grad is None for parameter in module.parameters())
+        return found is not None
+
+    assert taken() and taken(mask=torch.ones(3, 20, dtype=torch.bool))
+    assert not taken(mask=torch.arange(20).expand(3, 20) > 1)
+    for listen in (module.register_forward_hook, module.head.register_forward_pre_hook):
+        handle = listen(lambda *_: None)
+        assert not taken()
+        handle.remove()
+        assert taken()
+    module.forward = module.forward
+    assert not taken()
+
+
+def test_the_slope_of_classes_is_that_of_torch() -> None:
+    random = torch.Generator().manual_seed(0)
+    for dtype, scale in ((torch.float64, 1.0), (torch.float32, 4.0)):
+        logits = (40 * torch.randn(4, 9, 5, generator=random)).to(dtype).requires_grad_()
+        targets, use = torch.randint(5, (4, 9), generator=random), torch.rand(4, 9, generator=random) < 0.5
+        for chosen in (use, None):
+            picked = slice(None) if chosen is None else chosen
+            loss = categorical_nats(logits.double()[picked], targets[picked]).mean()
+            (theirs,) = torch.autograd.grad(loss, logits)
+            nats, ours = softmax_slope(logits.detach(), targets, chosen)
+            assert nats == pytest.approx(loss.item(), rel=1e-13) and ours is not None
+            close(ours, theirs, scale)
+        nats, ours = softmax_slope(logits.detach(), targets, torch.zeros(4, 9, dtype=torch.bool))
+        assert np.isnan(nats) and ours is None
 
 
 def test_a_category_without_such_a_code_is_refused() -> None:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pliant.core import Role, seeded
 from pliant.core.roles import MIXING
@@ -109,6 +110,27 @@ def test_every_step_is_that_of_torch_to_the_bit_also_where_it_takes_the_long_way
         for key, state in torch_own["state"].items():
             assert all(value.equal(mine["state"][key][name]) for name, value in state.items())
     assert calls == ["before", "after"] * 15
+
+
+def test_who_listens_to_all_optimizers_or_profiles_is_heard() -> None:
+    net = model()
+    optimizer = adamw(net)
+    calls: list[str] = []
+    handles = [
+        register(lambda *_, name=name: calls.append(name))
+        for name, register in (
+            ("before", register_optimizer_step_pre_hook),
+            ("after", register_optimizer_step_post_hook),
+        )
+    ]
+    train(net, optimizer, 2)
+    for handle in handles:
+        handle.remove()
+    train(net, optimizer, 1)
+    assert calls == ["before", "after"] * 2
+    with torch.autograd.profiler.profile() as profile:
+        train(net, optimizer, 1)
+    assert "Optimizer.step#AdamW.step" in {event.name for event in profile.function_events}
 
 
 def test_a_copy_of_the_optimizer_counts_for_itself() -> None:

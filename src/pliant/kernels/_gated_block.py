@@ -20,8 +20,9 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Sequence
-from operator import attrgetter
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import numba
@@ -33,7 +34,6 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pliant.core import UsageError
 from pliant.kernels._jit import jit_exact, jit_fast
 
 MAX_ROWS = 1024
@@ -175,7 +175,7 @@ class Sink:
         parameters = weights.parameters
         before = [p.grad for p in parameters]
         same = self.weights is weights
-        if any(map(torch.is_tensor, before)):
+        if not all(map(is_, before, repeat(None))):
             if same and all(
                 gradient is part or not p.requires_grad
                 for p, gradient, part in zip(parameters, before, self.parts, strict=True)
@@ -194,6 +194,18 @@ class Sink:
             if wanted:
                 p.grad = part
         return self.flat, True
+
+    def take(self, call: "_Call", dy: Tensor | None, dstates: Sequence[Tensor | None]) -> tuple[Any, list[Tensor]]:
+        """The backward pass of `call`, its gradients of parameters added to their `grad`."""
+        weights = call.weights
+        flat, placed = self.buffer(weights)
+        dx, states = call.backward(dy, dstates, flat)
+        if not placed:
+            parts = torch._utils._unflatten_dense_tensors(flat, weights.parameters)
+            for p, part in zip(weights.parameters, parts, strict=True):
+                if p.requires_grad:
+                    p.grad = part if p.grad is None else p.grad + part
+        return dx, states
 
     def _unheld(self) -> bool:
         assert self.flat is not None
@@ -296,14 +308,8 @@ class _Pass(torch.autograd.Function):
             dx, states = call.backward(dy, dstates, flat)
             given = [*states, *torch._utils._unflatten_dense_tensors(flat, weights.parameters)]
         else:
-            flat, placed = sink.buffer(weights)
-            dx, states = call.backward(dy, dstates, flat)
+            dx, states = sink.take(call, dy, dstates)
             given = [*states, None]
-            if not placed:
-                parts = torch._utils._unflatten_dense_tensors(flat, weights.parameters)
-                for p, part in zip(weights.parameters, parts, strict=True):
-                    if p.requires_grad:
-                        p.grad = part if p.grad is None else p.grad + part
         found = [g if wanted else None for g, wanted in zip(given, need[4:], strict=True)]
         return None, None, None, torch.from_numpy(dx).view(*call.shape, -1) if need[3] else None, *found
 
@@ -332,7 +338,7 @@ def gated_block(
         reset, mask: `(B, T)` bool or None.
         decay_power, max_derivative, eps: the constants C and G of the unit, and that of the norms.
         numbers: `(B, T, N)` float64, with `Ends`; no gradient goes there.
-        codes: `(B, T, M)` int64, rows of the table to add, with `Ends`.
+        codes: `(B, T, M)`, rows of the table to add, whole numbers of any type, with `Ends`.
         offset: `(B, T, C)` float64, to be added to the outputs of `Ends`; no gradient goes there.
 
     Returns:
@@ -342,12 +348,8 @@ def gated_block(
     like = numbers if x is None else x
     assert like is not None
     batch, steps = like.shape[:2]
-    rows = batch * steps
-    numbers_in = np.empty((rows, 0)) if numbers is None else numbers.numpy().reshape(rows, numbers.shape[-1])
-    codes_in = np.empty((rows, 0), np.int64) if codes is None else codes.numpy().reshape(rows, codes.shape[-1])
-    offset_in = np.empty((0, 0)) if offset is None else offset.numpy().reshape(rows, -1)
     constants = (decay_power, max_derivative, eps)
-    call = _Call(weights, states, reset, mask, numbers_in, codes_in, offset_in, constants)
+    call = _Call(weights, states, reset, mask, *_rows_of(numbers, codes, offset, batch * steps), constants)
     if torch.is_grad_enabled():
         floats = [leaf for conv, h, _ in states for leaf in (conv, h)]
         sinks = getattr(_sinks, "open", ())
@@ -362,21 +364,46 @@ def gated_block(
     return y, list(zip(after[::3], after[1::3], after[2::3], strict=True))
 
 
-def code_rows(codes: Tensor, sizes: Any, starts: Any) -> Tensor:
-    """Rows of a table of codes, int64 `(B, T, M)`, for codes `(B, T, M)` float64 that are NaN where missing.
+def gated_block_descent(
+    slope: Callable[[Tensor], tuple[float, Tensor | None]],
+    states: Sequence[tuple[Tensor, Tensor, Tensor]],
+    weights: Weights,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    *,
+    decay_power: float,
+    max_derivative: float,
+    eps: float,
+    numbers: Tensor,
+    codes: Tensor | None = None,
+    offset: Tensor | None = None,
+    sink: Sink,
+) -> float:
+    """Gradients of a loss of `gated_block` with `Ends`, put where `sink` says, with no graph in between.
 
-    Column m has the rows from starts[m] on: one for each of its sizes[m] codes, and one for a missing value.
+    Args:
+        slope: from the outputs `(B, T, C)` to the loss and its gradient with regard to them, None for none.
+        states, weights, reset, mask, decay_power, max_derivative, eps, numbers, codes, offset: see there.
 
-    Raises:
-        UsageError: a code is none of its column.
+    Returns:
+        The loss.
     """
-    given = codes.detach().cpu().contiguous().numpy()
-    rows = np.empty(given.shape, np.int64)
-    wrong = _code_rows(given, sizes, starts, rows)
-    if wrong >= 0:
-        code, size = given.reshape(-1)[wrong], sizes[wrong % len(sizes)]
-        raise UsageError(f"TableModel: a category has the code {code:g}, expected one from 0 to {size - 1}, or NaN")
-    return torch.from_numpy(rows).to(codes.device)
+    batch, steps = numbers.shape[:2]
+    constants = (decay_power, max_derivative, eps)
+    call = _Call(weights, states, reset, mask, *_rows_of(numbers, codes, offset, batch * steps), constants)
+    loss, dy = slope(call.forward(None, batch, steps)[0])
+    if dy is not None:
+        sink.take(call, dy, [None] * (3 * weights.depth))
+    return loss
+
+
+def _rows_of(numbers: Tensor | None, codes: Tensor | None, offset: Tensor | None, rows: int) -> tuple[Any, Any, Any]:
+    """`(B T, ·)` arrays, with no columns (an offset: no rows) for what is not there."""
+    return (
+        np.empty((rows, 0)) if numbers is None else numbers.numpy().reshape(rows, numbers.shape[-1]),
+        np.empty((rows, 0)) if codes is None else codes.numpy().reshape(rows, codes.shape[-1]),
+        np.empty((0, 0)) if offset is None else offset.numpy().reshape(rows, -1),
+    )
 
 
 def _flags(flag: Tensor | None, batch: int, steps: int, value: bool) -> Any:
@@ -430,21 +457,6 @@ def _two_to_the(typing: Any, n: Any) -> Any:
 
 
 _pointer, _rint, _power_of_two = (intrinsic(inspect.unwrap(f)) for f in (_pointer_to, _nearest_whole, _two_to_the))
-
-
-@jit_exact
-def _code_rows(codes, sizes, starts, rows):  # type: ignore[no-untyped-def]
-    batch, steps, width = codes.shape
-    for b in range(batch):
-        for t in range(steps):
-            for m in range(width):
-                code = codes[b, t, m]
-                if math.isnan(code):
-                    code = np.float64(sizes[m])
-                elif not 0 <= code <= sizes[m]:
-                    return (b * steps + t) * width + m
-                rows[b, t, m] = starts[m] + int(code)
-    return -1
 
 
 @jit_exact
@@ -756,7 +768,7 @@ def _forward(where, before, sizes, constants, reset, mask, numbers, codes, offse
         for r in range(rows):
             for j in range(codes.shape[1]):
                 for i in range(width):
-                    layers[0, r, i] += table[codes[r, j], i]
+                    layers[0, r, i] += table[int(codes[r, j]), i]
     for layer in range(depth):
         (g1, wx, bx, wy, by, wc, bc, wi, bi, wa, ba, decay, wo, bo, g2, win, bin_, wout, bout) = _block(
             where, layer, sizes, constants
@@ -983,4 +995,4 @@ def _backward(where, gradients, sizes, constants, reset, mask, codes, layers, se
         for r in range(rows):
             for j in range(codes.shape[1]):
                 for i in range(width):
-                    g_table[codes[r, j], i] += dx[r, i]
+                    g_table[int(codes[r, j]), i] += dx[r, i]

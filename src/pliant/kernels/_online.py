@@ -43,15 +43,16 @@ LARGEST = 1e140
 
 
 @jit
-def _track(value, b, f, count, mean, var):  # type: ignore[no-untyped-def]
-    count[b, f] += 1
-    n = count[b, f]
-    rate, spread = max(1 / n, RATE), math.sqrt(var[b, f])
-    d = value - mean[b, f]
-    if n > SETTLE and spread > ROUNDING * abs(mean[b, f]):
+def _track(value, m):  # type: ignore[no-untyped-def]
+    """Moves m, whose first three are the count, the mean and the variance."""
+    m[0] += 1
+    n = m[0]
+    rate, spread = max(1 / n, RATE), math.sqrt(m[2])
+    d = value - m[1]
+    if n > SETTLE and spread > ROUNDING * abs(m[1]):
         d = min(max(d, -REACH * spread), REACH * spread)
-    mean[b, f] += rate * d
-    var[b, f] = (1 - rate) * (var[b, f] + rate * d * d)
+    m[1] += rate * d
+    m[2] = (1 - rate) * (m[2] + rate * d * d)
 
 
 @jit
@@ -82,19 +83,13 @@ def _array(x: Tensor) -> np.ndarray:
     return (x if x.is_cpu and not x.requires_grad else x.detach().cpu()).contiguous().numpy()
 
 
-def _arrays(state: tuple[Tensor, ...]) -> list[np.ndarray]:
-    return [_array(leaf).copy() for leaf in state]
-
-
 def _exists(x: Tensor, mask: Tensor | None) -> np.ndarray:
     return np.ones(x.shape[:2], np.bool_) if mask is None else _array(mask)
 
 
-def _tensors(like: Tensor, out: np.ndarray, parts: list[np.ndarray], kind: Any) -> tuple[Tensor, Any]:
-    made = [torch.from_numpy(part) for part in (out, *parts)]
-    if not like.is_cpu:
-        made = [part.to(like.device) for part in made]
-    return made[0], kind(*made[1:])
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    made = torch.from_numpy(array)
+    return made if like.is_cpu else made.to(like.device)
 
 
 DOUBT = 1e-3
@@ -113,22 +108,35 @@ UNVARIED = 1e-3
 
 
 class Moments(NamedTuple):
-    """Statistics of F features of B streams, each `(B, F)` float64.
+    """Statistics of F features of B streams: values `(B, F, 5)` float64, in this order.
 
     seen: values so far; mean, var: of the level; last: the newest value; change: mean square of the
     differences between neighboring values.
     """
 
-    seen: Tensor
-    mean: Tensor
-    var: Tensor
-    last: Tensor
-    change: Tensor
+    # One tensor, since at one step of a narrow model each more costs as much as the statistics themselves.
+    values: Tensor
 
     @classmethod
     def fresh(cls, batch: int, width: int, device: torch.device | None = None) -> "Moments":
         """Of streams that have shown nothing yet."""
-        return cls(*torch.zeros(5, batch, width, dtype=torch.float64, device=device).unbind(0))
+        return cls(torch.zeros(batch, width, 5, dtype=torch.float64, device=device))
+
+    @property
+    def seen(self) -> Tensor:
+        return self.values[..., 0]
+
+    @property
+    def mean(self) -> Tensor:
+        return self.values[..., 1]
+
+    @property
+    def var(self) -> Tensor:
+        return self.values[..., 2]
+
+    @property
+    def change(self) -> Tensor:
+        return self.values[..., 4]
 
 
 def online_moments(x: Tensor, state: Moments, mask: Tensor | None = None) -> tuple[Tensor, Moments]:
@@ -143,67 +151,65 @@ def online_moments(x: Tensor, state: Moments, mask: Tensor | None = None) -> tup
         `(B, T, 3, F)` float64: level, move, and 1 where the value is missing; and the statistics after
         the last step.
     """
-    parts = _arrays(state)
-    out = np.zeros((*x.shape[:2], 3, x.shape[2]))
-    _moments(_array(x), _exists(x, mask), *parts, out)
-    return _tensors(x, out, parts, Moments)
+    values, (batch, steps, width) = _array(state.values).copy(), x.shape
+    out = np.zeros((batch, steps, 3 * width))
+    _moments(_array(x), _exists(x, mask), np.arange(width), values, out)
+    return _tensor(out, x).view(batch, steps, 3, width), Moments(_tensor(values, x))
 
 
 @jit
-def _moments(x, exists, count, mean, var, last, change, out):  # type: ignore[no-untyped-def]
-    batch, steps, width = x.shape
+def _moments(x, exists, columns, moments, out):  # type: ignore[no-untyped-def]
+    # out: the levels of all columns, then their moves, then their marks.
+    batch, steps, _ = x.shape
+    width = len(columns)
     for b in range(batch):
         for t in range(steps):
             if not exists[b, t]:
                 continue
             for f in range(width):
-                if math.isnan(x[b, t, f]):
-                    out[b, t, 2, f] = 1
+                value, m = x[b, t, columns[f]], moments[b, f]
+                if math.isnan(value):
+                    out[b, t, 2 * width + f] = 1
                     continue
-                value = min(max(x[b, t, f], -LARGEST), LARGEST)
-                _track(value, b, f, count, mean, var)
-                n, spread = count[b, f], math.sqrt(var[b, f])
+                value = min(max(value, -LARGEST), LARGEST)
+                _track(value, m)
+                n, spread = m[0], math.sqrt(m[2])
                 if n == 1:
-                    last[b, f] = value
+                    m[3] = value
                     continue
-                if spread > ROUNDING * abs(mean[b, f]):
-                    out[b, t, 0, f] = min(max((value - mean[b, f]) / spread, -CLIP), CLIP)
-                c = value - last[b, f]
-                last[b, f] = value
-                size = math.sqrt(change[b, f])
+                if spread > ROUNDING * abs(m[1]):
+                    out[b, t, f] = min(max((value - m[1]) / spread, -CLIP), CLIP)
+                c = value - m[3]
+                m[3] = value
+                size = math.sqrt(m[4])
                 rate = max(1 / (n - 1), RATE)
                 held = c
-                if n > SETTLE and size > ROUNDING * abs(mean[b, f]):
+                if n > SETTLE and size > ROUNDING * abs(m[1]):
                     held = min(max(c, -REACH * size), REACH * size)
-                change[b, f] += rate * (held * held - change[b, f])
-                size = math.sqrt(change[b, f])
-                if size > ROUNDING * abs(mean[b, f]):
-                    out[b, t, 1, f] = min(max(c / size, -CLIP), CLIP)
+                m[4] += rate * (held * held - m[4])
+                size = math.sqrt(m[4])
+                if size > ROUNDING * abs(m[1]):
+                    out[b, t, width + f] = min(max(c / size, -CLIP), CLIP)
 
 
 class ClassCounts(NamedTuple):
     """What the labels of B streams have been, forgotten over about 1/RATE steps.
 
-    ring `(B, L)` float64: the newest known label at each of the last L steps, NaN for none; place
-    `(B,)` int64: where the next one goes; counts `(B, C)` float64 of each class; kept `(B, 2)` float64:
-    how often the label L steps after a known one was another, and the same.
+    ring `(B, L + 1)` float64: the newest known label at each of the last L steps, NaN for none, and the
+    place where the next one goes; counts `(B, C + 2)` float64: of each class, and how often the label L
+    steps after a known one was another, and the same.
     """
 
     ring: Tensor
-    place: Tensor
     counts: Tensor
-    kept: Tensor
 
     @classmethod
     def fresh(cls, batch: int, lag: int, classes: int, device: torch.device | None = None) -> "ClassCounts":
         """Of streams that have shown nothing yet."""
         wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        return cls(
-            torch.full((batch, lag), math.nan, **wide),
-            torch.zeros(batch, dtype=torch.int64, device=device),
-            torch.full((batch, classes), 0.5, **wide),
-            torch.full((batch, 2), 0.5, **wide),
-        )
+        ring = torch.full((batch, lag + 1), math.nan, **wide)
+        ring[:, lag] = 0
+        return cls(ring, torch.full((batch, classes + 2), 0.5, **wide))
 
 
 def class_reference(
@@ -228,81 +234,76 @@ def class_reference(
     Raises:
         UsageError: a label is no class.
     """
-    parts, classes = _arrays(state), state.counts.shape[1]
-    labels, exists = _array(known), _exists(known, mask)
-    if (exists & ((labels < 0) | (labels >= classes))).any():
+    ring, counts = _array(state.ring).copy(), _array(state.counts).copy()
+    out = np.zeros((*known.shape, counts.shape[1] - 2))
+    _classes(_array(known[..., None]), _exists(known, mask), hold, ring, counts, out)
+    return _tensor(out, known), ClassCounts(_tensor(ring, known), _tensor(counts, known))
+
+
+def _classes(*given: Any) -> None:
+    if _class_reference(*given):
+        classes = given[-2].shape[1] - 2
         raise UsageError(f"class_reference: a label is outside the {classes} classes 0 to {classes - 1}; give indices")
-    out = np.zeros((*known.shape, classes))
-    _class_reference(labels, exists, hold, *parts, out)
-    return _tensors(known, out, parts, ClassCounts)
 
 
 @jit
-def _class_reference(known, exists, hold, ring, place, counts, kept, out):  # type: ignore[no-untyped-def]
-    batch, steps = known.shape
-    lag, classes = ring.shape[1], counts.shape[1]
+def _class_reference(x, exists, hold, ring, counts, out):  # type: ignore[no-untyped-def]
+    # The label stands last in a row of x, the answer last in a row of out. Returns whether a label is no class.
+    batch, steps, _ = x.shape
+    lag, classes = ring.shape[1] - 1, counts.shape[1] - 2
+    at = out.shape[2] - classes
     for b in range(batch):
+        count, kept = counts[b, :classes], counts[b, classes:]
         for t in range(steps):
             if not exists[b, t]:
                 continue
-            label, before = known[b, t], ring[b, place[b]]
-            ring[b, place[b]] = label
-            place[b] = (place[b] + 1) % lag
+            label, place = x[b, t, -1], int(ring[b, lag])
+            if label < 0 or label >= classes:
+                return True
+            before = ring[b, place]
+            ring[b, place] = label
+            ring[b, lag] = (place + 1) % lag
             if not math.isnan(label):
                 for c in range(classes):
-                    counts[b, c] = 0.5 + (1 - RATE) * (counts[b, c] - 0.5)
-                counts[b, int(label)] += 1
+                    count[c] = 0.5 + (1 - RATE) * (count[c] - 0.5)
+                count[int(label)] += 1
                 if not math.isnan(before):
                     for k in range(2):
-                        kept[b, k] = 0.5 + (1 - RATE) * (kept[b, k] - 0.5)
-                    kept[b, 1 if label == before else 0] += 1
-            total = counts[b].sum()
+                        kept[k] = 0.5 + (1 - RATE) * (kept[k] - 0.5)
+                    kept[1 if label == before else 0] += 1
+            total = count.sum()
             if math.isnan(label) or not hold:
                 for c in range(classes):
-                    out[b, t, c] = math.log(counts[b, c] / total)
+                    out[b, t, at + c] = math.log(count[c] / total)
                 continue
-            rest = total - counts[b, int(label)]
-            stays = kept[b, 1] / (kept[b, 0] + kept[b, 1])
+            rest = total - count[int(label)]
+            stays = kept[1] / (kept[0] + kept[1])
             for c in range(classes):
-                out[b, t, c] = math.log((1 - stays) * counts[b, c] / rest)
-            out[b, t, int(label)] = math.log(stays)
+                out[b, t, at + c] = math.log((1 - stays) * count[c] / rest)
+            out[b, t, at + int(label)] = math.log(stays)
+    return False
 
 
 class NumberScale(NamedTuple):
-    """How far numbers of B streams move within L steps.
+    """How far G numbers of B streams move within L steps.
 
-    ring `(B, L, G)` float64: what no-change expected at each of the last L steps, NaN for nothing;
-    place `(B,)` int64: where the next one goes; last `(B, G)` float64: the newest known number, NaN for
-    none; seen, mean, var `(B, G)`: of the numbers; moves, square `(B, G)`: how many moves, and their
-    mean square; shares `(B, G, K)`: of them that fell to each of `WIDTHS`.
+    ring `(B, L + 1, G)` float64: what no-change expected at each of the last L steps, NaN for nothing, and
+    the place where the next one goes; values `(B, G, 6 + K)` float64: how many numbers, their mean and
+    variance, the newest known one (NaN for none), how many moves, their mean square, and the shares of
+    them that fell to each of `WIDTHS`.
     """
 
     ring: Tensor
-    place: Tensor
-    last: Tensor
-    seen: Tensor
-    mean: Tensor
-    var: Tensor
-    moves: Tensor
-    square: Tensor
-    shares: Tensor
+    values: Tensor
 
     @classmethod
     def fresh(cls, batch: int, lag: int, targets: int, device: torch.device | None = None) -> "NumberScale":
         """Of streams that have shown nothing yet."""
         wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
-        zeros = torch.zeros(5, batch, targets, **wide)
-        return cls(
-            torch.full((batch, lag, targets), math.nan, **wide),
-            torch.zeros(batch, dtype=torch.int64, device=device),
-            torch.full((batch, targets), math.nan, **wide),
-            seen=zeros[0],
-            mean=zeros[1],
-            var=zeros[2],
-            moves=zeros[3],
-            square=zeros[4],
-            shares=torch.full((batch, targets, len(WIDTHS)), 1 / len(WIDTHS), **wide),
-        )
+        ring = torch.full((batch, lag + 1, targets), math.nan, **wide)
+        values = torch.zeros(batch, targets, 6 + len(WIDTHS), **wide)
+        ring[:, lag], values[..., 3], values[..., 6:] = 0, math.nan, 1 / len(WIDTHS)
+        return cls(ring, values)
 
 
 def number_reference(
@@ -325,41 +326,126 @@ def number_reference(
         in its units (0, 1, 1 while nothing is known), and the logarithms of the shares; and the scales after
         the last step.
     """
-    parts, exists = _arrays(state), _exists(known, mask)
-    out = np.zeros((*known.shape[:2], 3 + len(WIDTHS), known.shape[2]))
-    _number_reference(_array(known), exists, hold, *parts, out)
-    return _tensors(known, out, parts, NumberScale)
+    ring, values = _array(state.ring).copy(), _array(state.values).copy()
+    batch, steps, targets = known.shape
+    out = np.zeros((batch, steps, (3 + len(WIDTHS)) * targets))
+    _number_reference(_array(known), _exists(known, mask), hold, ring, values, out)
+    about = _tensor(out, known).view(batch, steps, 3 + len(WIDTHS), targets)
+    return about, NumberScale(_tensor(ring, known), _tensor(values, known))
 
 
 @jit
-def _number_reference(known, exists, hold, ring, place, last, count, mean, var, moves, square, shares, out):  # type: ignore[no-untyped-def]  # fmt: skip
-    batch, steps, targets = known.shape
-    lag = ring.shape[1]
+def _number_reference(x, exists, hold, ring, values, out):  # type: ignore[no-untyped-def]
+    # The numbers stand last in a row of x, the answer last in a row of out.
+    batch, steps, width = x.shape
+    lag, targets, kinds = ring.shape[1] - 1, ring.shape[2], len(WIDTHS)
+    first, at = width - targets, out.shape[2] - (3 + kinds) * targets
     for b in range(batch):
         for t in range(steps):
             if not exists[b, t]:
                 continue
-            at = place[b]
-            place[b] = (at + 1) % lag
+            place = int(ring[b, lag, 0])
+            ring[b, lag, 0] = (place + 1) % lag
             for g in range(targets):
-                value, expected = known[b, t, g], ring[b, at, g]
+                value, expected, m = x[b, t, first + g], ring[b, place, g], values[b, g]
                 if not math.isnan(value):
                     value = min(max(value, -LARGEST), LARGEST)
-                    last[b, g] = value
-                    _track(value, b, g, count, mean, var)
+                    m[3] = value
+                    _track(value, m)
                     if not math.isnan(expected):
-                        moves[b, g] += 1
-                        move, size = value - expected, math.sqrt(square[b, g])
-                        _share_move(move / _unit(value, var[b, g]), moves[b, g], shares[b, g])
-                        if moves[b, g] > SETTLE and size > 0:
+                        m[4] += 1
+                        move, size = value - expected, math.sqrt(m[5])
+                        _share_move(move / _unit(value, m[2]), m[4], m[6:])
+                        if m[4] > SETTLE and size > 0:
                             move = min(max(move, -REACH * size), REACH * size)
-                        square[b, g] += max(1 / moves[b, g], RATE) * (move * move - square[b, g])
-                ring[b, at, g] = last[b, g]
-                for k in range(len(WIDTHS)):
-                    out[b, t, 3 + k, g] = math.log((1 - DOUBT) * shares[b, g, k] + DOUBT / len(WIDTHS))
-                out[b, t, 1, g] = out[b, t, 2, g] = 1
-                if count[b, g] > 0:
-                    center = last[b, g] if hold else mean[b, g]
-                    unit = _unit(center, var[b, g])
-                    size = math.sqrt(square[b, g]) if hold and moves[b, g] > 0 else unit
-                    out[b, t, 0, g], out[b, t, 1, g], out[b, t, 2, g] = center, max(size, WIDTHS[0] * unit), unit
+                        m[5] += max(1 / m[4], RATE) * (move * move - m[5])
+                ring[b, place, g] = m[3]
+                for k in range(kinds):
+                    out[b, t, at + (3 + k) * targets + g] = math.log((1 - DOUBT) * m[6 + k] + DOUBT / kinds)
+                center, size, unit = 0.0, 1.0, 1.0
+                if m[0] > 0:
+                    center = m[3] if hold else m[1]
+                    unit = _unit(center, m[2])
+                    size = math.sqrt(m[5]) if hold and m[4] > 0 else unit
+                    size = max(size, WIDTHS[0] * unit)
+                out[b, t, at + g], out[b, t, at + targets + g], out[b, t, at + 2 * targets + g] = center, size, unit
+
+
+class Places(NamedTuple):
+    """Where things stand in a row of a table, all int64.
+
+    numbers `(N,)`: columns that hold numbers; codes `(M,)`: those that hold codes; sizes, starts `(M,)`: how
+    many codes each has, and the row of the table of embeddings from which on its codes stand. The newest
+    known labels come last in a row.
+    """
+
+    numbers: np.ndarray
+    codes: np.ndarray
+    sizes: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Columns of what `observe_rows` gives that stand before the reference."""
+        return 3 * len(self.numbers) + len(self.codes)
+
+
+def observe_rows(
+    x: Tensor,
+    places: Places,
+    moments: Moments,
+    reference: ClassCounts | NumberScale,
+    mask: Tensor | None = None,
+    *,
+    hold: bool = True,
+) -> tuple[Tensor, Moments, ClassCounts | NumberScale]:
+    """All that a model of rows makes of them before any parameter comes in, in one go.
+
+    Args:
+        x: `(B, T, F + G)` float64, NaN where a value is missing.
+        places: what stands where.
+        moments, reference: of the numbers and of the labels before the first step.
+        mask: `(B, T)` bool, false where the step does not exist.
+        hold: see `class_reference` and `number_reference`.
+
+    Returns:
+        `(B, T, S)` float64: what `online_moments` gives, rows of the table of embeddings (one after a column's
+        codes for a missing one), and what `class_reference` or `number_reference` gives; and the statistics
+        after the last step.
+
+    Raises:
+        UsageError: a code is none of its column, or a label is no class.
+    """
+    rows, exists, n = _array(x), _exists(x, mask), len(places.numbers)
+    values, ring, counts = (_array(part).copy() for part in (*moments, *reference))
+    classify = isinstance(reference, ClassCounts)
+    size = counts.shape[1] - 2 if classify else counts.shape[1] * (3 + len(WIDTHS))
+    out = np.zeros((*rows.shape[:2], places.width + size))
+    _moments(rows, exists, places.numbers, values, out)
+    if len(places.codes):
+        wrong, code, most = _code_rows(rows, exists, places.codes, places.sizes, places.starts, out[..., 3 * n :])
+        if wrong:
+            raise UsageError(f"a category has the code {code:g}, expected one from 0 to {most - 1}, or NaN")
+    if classify:
+        _classes(rows, exists, hold, ring, counts, out)
+    else:
+        _number_reference(rows, exists, hold, ring, counts, out)
+    kind = ClassCounts if classify else NumberScale
+    return _tensor(out, x), Moments(_tensor(values, x)), kind(_tensor(ring, x), _tensor(counts, x))
+
+
+@jit
+def _code_rows(x, exists, columns, sizes, starts, out):  # type: ignore[no-untyped-def]
+    """Whether a code is none of its column, that code, and how many the column has."""
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            if not exists[b, t]:
+                continue
+            for m in range(len(columns)):
+                code = x[b, t, columns[m]]
+                if math.isnan(code):
+                    code = np.float64(sizes[m])
+                elif not 0 <= code <= sizes[m]:
+                    return True, code, sizes[m]
+                out[b, t, m] = starts[m] + np.floor(code)
+    return False, 0.0, 0

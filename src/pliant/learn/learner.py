@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
-from pliant.learn.rules import Asked, Bptt, bptt
+from pliant.learn.rules import Asked, Bptt, bptt, joined
 from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
@@ -30,8 +30,9 @@ class Known(NamedTuple):
 
     @classmethod
     def of(cls, answer: Answer) -> "Known":
-        use = answer.learn_mask & answer.target_mask
-        learned = int(use.sum())
+        same = answer.learn_mask is answer.target_mask
+        use = answer.target_mask if same else answer.learn_mask & answer.target_mask
+        learned = int(use.count_nonzero())
         return cls(answer, use, learned, learned == use.numel())
 
 
@@ -109,13 +110,13 @@ class Learner(Predictor):
         last = next(reversed(self._asked.values()), None)
         reuse = self.reuse and self.rule.alone(question, last)
         with torch.set_grad_enabled(reuse), self._sink or nullcontext():
-            output, after = self.rule.run(self.model, question, self.memory)
+            output, after, seen = self.rule.run(self.model, question, self.memory)
         self.output = output.detach()
         if question.time in self._asked:
             self._known.pop(question.time, None)  # asked again, as in another pass: it has its old place
         elif last is not None:
             self._before[question.time] = last.question.time
-        self._asked[question.time] = Asked.of(question, self.memory, self.output)
+        self._asked[question.time] = Asked.of(question, self.memory, self.output, seen)
         self._open[question.time] = None
         self._tape = (question.time, self.updates, output) if reuse else None
         self.memory = detach(after) if reuse else after
@@ -198,18 +199,12 @@ class Learner(Predictor):
 
     def _update(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
         reached = self.rule.reach(self._back_from(answer.time))
-        with torch.enable_grad():
-            tape = self._valid_tape(reached)
-            with self._sink or nullcontext():
-                outputs = self.rule.replay(self.model, reached) if tape is None else [tape]
-            loss = self._loss(reached, outputs, answer)
-        self._tape = None
-        nats = float(loss.detach())
-        if not math.isfinite(nats):
-            return "non-finite loss", nats, ()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         _clear(parameters)
-        loss.backward()
+        nats = self._descend(reached, answer)
+        self._tape = None
+        if not math.isfinite(nats):
+            return "non-finite loss", nats, ()
         finite = self._gradient_is_finite([p.grad for p in parameters if p.grad is not None])
         if finite:
             self.optimizer.step()
@@ -224,26 +219,56 @@ class Learner(Predictor):
             self._asked, self.memory = self._again()
         return "updated", nats, reports
 
+    def _descend(self, reached: list[Asked], answer: Answer) -> float:
+        """The loss; where that is finite, its gradient is in `grad` of the parameters then."""
+        tape = self._valid_tape(reached)
+        if tape is None and (nats := self._at_once(reached)) is not None:
+            return nats
+        with torch.enable_grad():
+            with self._sink or nullcontext():
+                outputs = self.rule.replay(self.model, reached) if tape is None else [tape]
+            loss = self._loss(reached, outputs, answer)
+        nats = float(loss.detach())
+        if math.isfinite(nats):
+            loss.backward()
+        return nats
+
+    def _at_once(self, reached: list[Asked]) -> float | None:
+        """As `_descend`, by a model that has a way without autograd; None if it may not be taken."""
+        descend = getattr(self.model, "descend", None)
+        if descend is None or self._sink is None:
+            return None
+        together, told = self.rule.together(reached), self._told(reached)
+        if together is None or told is None:
+            return None
+        return descend(together.seen, together.before, *told, reset=together.reset, mask=together.mask, sink=self._sink)
+
+    def _told(self, reached: list[Asked]) -> tuple[Tensor, Tensor | None] | None:
+        """Targets of all these questions side by side and which of them count (None: all).
+
+        None if some question has not exactly one answer, which is about all of its rows: the common case.
+        """
+        parts, rows = [], reached[-1].question.rows
+        for asked in reached:
+            known = self._known.get(asked.question.time, [])
+            if len(known) != 1 or not (known[0].answer.rows is rows or known[0].answer.rows.equal(rows)):
+                return None
+            parts.append(known[0])
+        use = None if all(part.whole for part in parts) else joined([part.use for part in parts])
+        return joined([part.answer.targets for part in parts]), use
+
     def _loss(self, reached: list[Asked], outputs: list[Tensor], answer: Answer) -> Tensor:
         """Of the outputs for each question reached, or of the one for all of them."""
         if self.loss is not None:
             last = reached[-1]
             return self.loss(rows_of(outputs[-1][:, -last.steps :], last.question.rows, answer.rows), answer)
-        known = [self._known.get(asked.question.time, []) for asked in reached]
-        parts = [part for part, *_ in filter(None, known)]
-        rows = reached[-1].question.rows
-        if len(outputs) == 1 and all(
-            len(told) == 1 and (told[0].answer.rows is rows or told[0].answer.rows.equal(rows)) for told in known
-        ):
-            # The common case, one answer to each question: as if it were one answer to one question.
-            targets = _joined([part.answer.targets for part in parts])
-            whole = all(part.whole for part in parts)
-            return self._mean_nats(outputs[0], targets, None if whole else _joined([part.use for part in parts]))
+        if len(outputs) == 1 and (told := self._told(reached)) is not None:
+            return self._mean_nats(outputs[0], *told)
         if len(outputs) < len(reached):
             outputs = list(outputs[0].split([asked.steps for asked in reached], 1))
         said, truth = [], []
-        for asked, output, told in zip(reached, outputs, known, strict=True):
-            for part in told:
+        for asked, output in zip(reached, outputs, strict=True):
+            for part in self._known.get(asked.question.time, []):
                 said.append(rows_of(output, asked.question.rows, part.answer.rows)[part.use])
                 truth.append(part.answer.targets[part.use])
         return self.model.nats(torch.cat(said), torch.cat(truth)).mean()  # type: ignore[operator]
@@ -288,7 +313,7 @@ class Learner(Predictor):
         with torch.no_grad():
             for asked in past:
                 renewed[asked.question.time] = asked._replace(before=memory)
-                _, memory = self.rule.run(self.model, asked.question, memory)
+                _, memory, _ = self.rule.run(self.model, asked.question, memory)
         return renewed, detach(memory)
 
     def _prune(self) -> None:
@@ -336,7 +361,7 @@ class Learner(Predictor):
             "streams": self.streams,
             "output": self.output,
             "memory": None if self.memory is None else dict(leaves(self.memory)),
-            "asked": [(tuple(a.question), dict(leaves(a.before)), a.said) for a in self._asked.values()],
+            "asked": [(tuple(a.question), dict(leaves(a.before)), a.said, a.seen) for a in self._asked.values()],
             "open": list(self._open),
             "answered": [tuple(part.answer) for parts in self._known.values() for part in parts],
             "gathered": self._gathered,
@@ -355,13 +380,13 @@ class Learner(Predictor):
         self._asked.clear()
         self._before.clear()
         if state["memory"] is not None:
-            questions = [Question(*question) for question, _, _ in state["asked"]]
+            questions = [Question(*question) for question, *_ in state["asked"]]
             like = self._like(state["memory"])
             self.memory = from_leaves(state["memory"], like)
-            for question, (_, before, said) in zip(questions, state["asked"], strict=True):
+            for question, (_, before, said, seen) in zip(questions, state["asked"], strict=True):
                 if self._asked:
                     self._before[question.time] = next(reversed(self._asked))
-                self._asked[question.time] = Asked.of(question, from_leaves(before, like), said)
+                self._asked[question.time] = Asked.of(question, from_leaves(before, like), said, seen)
         self._open = OrderedDict.fromkeys(state["open"])
         self._known, self._gathered = {}, state["gathered"]
         for parts in state["answered"]:
@@ -397,11 +422,6 @@ class Learner(Predictor):
         for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             setattr(twin.optimizer, hooks, OrderedDict(getattr(self.optimizer, hooks)))
         return twin
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Side by side along the steps."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _clear(parameters: list[Tensor]) -> None:

@@ -17,18 +17,29 @@ from pliant.core import Question, UsageError, detach, put, take
 class Asked(NamedTuple):
     """A question, the memory of all streams before it (detached), and what was said (detached).
 
-    steps: how many the question has; fresh: whether it starts with a reset in every row.
+    seen: what `model.observe` made of the inputs, for a model that has it; steps: how many the question
+    has; fresh: whether it starts with a reset in every row.
     """
 
     question: Question
     before: Any
     said: Tensor
+    seen: Tensor | None
     steps: int
     fresh: bool
 
     @classmethod
-    def of(cls, question: Question, before: Any, said: Tensor) -> "Asked":
-        return cls(question, before, said, question.inputs.shape[1], _starts_fresh(question))
+    def of(cls, question: Question, before: Any, said: Tensor, seen: Tensor | None = None) -> "Asked":
+        return cls(question, before, said, seen, question.inputs.shape[1], _starts_fresh(question))
+
+
+class Together(NamedTuple):
+    """Questions about the same streams side by side: the memory of these before, and reset, mask and seen."""
+
+    before: Any
+    reset: Tensor
+    mask: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,37 +66,52 @@ class Bptt:
         steps = question.inputs.shape[1]
         return before is None or steps + before.steps > self.window or _starts_fresh(question)
 
-    def run(self, model: nn.Module, question: Question, memory: Any) -> tuple[Tensor, Any]:
-        """Output for `question` and the memory after it; gradients end every `window` steps."""
+    def run(
+        self, model: nn.Module, question: Question, memory: Any, seen: Tensor | None = None
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """Output for `question`, the memory after it, and what the model made of the inputs without its parameters.
+
+        Gradients end every `window` steps. seen: the last of these, from an earlier run.
+        """
         whole = _is_range(question.rows, _streams(memory))
         state = memory if whole else take(memory, question.rows)
+        if seen is None and (observe := getattr(model, "observe", None)) is not None:
+            seen, state = observe(question.inputs, state, mask=question.mask)
         if question.inputs.shape[1] <= self.window:
-            output, state = model(question.inputs, state, reset=question.reset, mask=question.mask)
-            return output, state if whole else put(memory, question.rows, state)
+            output, state = _through(model, state, question.inputs, question.reset, question.mask, seen)
+            return output, state if whole else put(memory, question.rows, state), seen
+        parts = [question.inputs, question.reset, question.mask, *([] if seen is None else [seen])]
         outputs = []
-        for i, piece in enumerate(
-            zip(*(part.split(self.window, 1) for part in (question.inputs, question.reset, question.mask)), strict=True)
-        ):
-            inputs, reset, mask = piece
-            state = detach(state) if i else state
-            output, state = model(inputs, state, reset=reset, mask=mask)
+        for i, piece in enumerate(zip(*(part.split(self.window, 1) for part in parts), strict=True)):
+            output, state = _through(model, detach(state) if i else state, *piece)
             outputs.append(output)
-        return torch.cat(outputs, 1), state if whole else put(memory, question.rows, state)
+        return torch.cat(outputs, 1), state if whole else put(memory, question.rows, state), seen
 
     def replay(self, model: nn.Module, reached: Sequence[Asked]) -> list[Tensor]:
         """Outputs for what `reach` gave, with gradients through all of it: one for each question, or one for all."""
         questions = [asked.question for asked in reached]
-        rows = questions[-1].rows
-        if len(questions) > 1 and all(question.rows is rows or question.rows.equal(rows) for question in questions):
+        if len(questions) > 1 and _same_rows(questions):
             # One pass over all of them: a chunk gives the same as its steps.
-            inputs, reset, mask = (torch.cat(same, 1) for same in zip(*[q[:3] for q in questions], strict=True))
-            joined = Question(inputs, reset, mask, questions[0].time, rows)
-            return [self.run(model, joined, reached[0].before)[0]]
+            question, seen = _side_by_side(reached)
+            return [self.run(model, question, reached[0].before, seen)[0]]
         memory, outputs = reached[0].before, []
-        for question in questions:
-            output, memory = self.run(model, question, memory)
+        for asked in reached:
+            output, memory, _ = self.run(model, asked.question, memory, asked.seen)
             outputs.append(output)
         return outputs
+
+    def together(self, reached: Sequence[Asked]) -> "Together | None":
+        """What `reach` gave as one pass over what the model saw; None if it takes several, or it kept nothing."""
+        questions = [asked.question for asked in reached]
+        seen = [asked.seen for asked in reached if asked.seen is not None]
+        if sum(asked.steps for asked in reached) > self.window or len(seen) < len(reached):
+            return None
+        if not _same_rows(questions):
+            return None
+        memory, rows = reached[0].before, questions[-1].rows
+        before = memory if _is_range(rows, _streams(memory)) else take(memory, rows)
+        return Together(before, *(joined(same) for same in ([q.reset for q in questions], [q.mask for q in questions],
+                                                              seen)))  # fmt: skip
 
     def held(self, newest_first: Iterable[Asked]) -> list[Asked]:
         """Those of these questions at which the gradient of one still to come may begin, newest first."""
@@ -124,6 +150,32 @@ def bptt(window: int, *, every: int = 1, revisit: bool = False) -> Bptt:
         raise UsageError(f"bptt: every is {every} without revisit, so all answers but each {every}th would be lost; "
                          "set revisit=True")  # fmt: skip
     return Bptt(window, every, revisit)
+
+
+def _through(
+    model: nn.Module, state: Any, inputs: Tensor, reset: Tensor, mask: Tensor, seen: Tensor | None = None
+) -> tuple[Tensor, Any]:
+    more = {} if seen is None else {"seen": seen}
+    return model(inputs, state, reset=reset, mask=mask, **more)
+
+
+def _same_rows(questions: Sequence[Question]) -> bool:
+    rows = questions[-1].rows
+    return all(question.rows is rows or question.rows.equal(rows) for question in questions)
+
+
+def _side_by_side(reached: Sequence[Asked]) -> tuple[Question, Tensor | None]:
+    """Questions about the same streams as one, and what the model made of their inputs."""
+    questions = [asked.question for asked in reached]
+    inputs, reset, mask = (joined(same) for same in zip(*[q[:3] for q in questions], strict=True))
+    seen = [asked.seen for asked in reached if asked.seen is not None]
+    question = Question(inputs, reset, mask, questions[0].time, questions[-1].rows)
+    return question, joined(seen) if len(seen) == len(reached) else None
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Side by side along the steps."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
 def _starts_fresh(question: Question) -> bool:

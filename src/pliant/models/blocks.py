@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -127,15 +127,13 @@ class AtOnce:
         children = list(chain.from_iterable(map(dict.values, self._modules)))
         parameters = list(chain.from_iterable(map(dict.values, self._places)))
         return (
-            len(children) == len(self._children)
-            and all(map(is_, children, self._children))
-            and len(parameters) == len(self._parameters)
-            and all(map(is_, parameters, self._parameters))
+            # Those that were found are held, so their ids are theirs alone.
+            list(map(id, children)) == self._child_ids
+            and list(map(id, parameters)) == self._ids
             and list(map(type, children)) == self._types
             and not any(self._hooks)
             and not any(map(dict.__contains__, self._names, repeat("forward")))
-            and not any(map(attrgetter("_backward_hooks"), parameters))
-            and not any(map(attrgetter("_post_accumulate_grad_hooks"), parameters))
+            and not any(map(any, map(_listeners, parameters)))
         )
 
     def _found(self, root: nn.Module, stack: "Stack", ends: tuple[nn.Module, ...]) -> Weights | None:
@@ -148,9 +146,10 @@ class AtOnce:
             return None
         self._modules = [owner._modules for owner in owners]
         self._children = [child for children in self._modules for child in children.values()]
-        self._types = [type(child) for child in self._children]
+        self._child_ids, self._types = list(map(id, self._children)), list(map(type, self._children))
         self._places = [owner._parameters for owner in owners]
         self._parameters = [p for parameters in self._places for p in parameters.values()]
+        self._ids = list(map(id, self._parameters))
         self._names = [part.__dict__ for part in parts]
         self._hooks = [hooks for part in parts for hooks in _hooks(part)]
         if not self._same():
@@ -163,6 +162,14 @@ class AtOnce:
 
 PLAIN = frozenset({nn.Linear, nn.RMSNorm, nn.Embedding, nn.ModuleList, BlockDiagonal, RGLRU, GatedLRU, GatedMLP})
 """Classes whose forward the pass has in it."""
+
+
+_listeners = attrgetter("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def heard(module: nn.Module) -> bool:
+    """Whether somebody listens to the calls of a module, or has put another forward in its place."""
+    return any(_hooks(module)) or "forward" in module.__dict__
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
@@ -204,6 +211,9 @@ def _ends_of(ends: tuple[Any, ...]) -> Ends | None:
     return Ends(embed.weight, embed.bias, codes.weight, head.weight, head.bias)
 
 
+CONSTANTS: dict[str, Any] = {"decay_power": DECAY_POWER, "max_derivative": MAX_SQRT_DERIVATIVE, "eps": NORM_EPS}
+
+
 def through(
     weights: Weights,
     x: Tensor | None,
@@ -215,12 +225,14 @@ def through(
     offset: Tensor | None = None,
 ) -> tuple[Tensor, tuple[GatedLRUState, ...]]:
     """`gated_block` from and to the states of mixers."""
-    y, after = gated_block(
-        x, [(state.conv, *state.lru) for state in states], weights, reset, mask,
-        decay_power=DECAY_POWER, max_derivative=MAX_SQRT_DERIVATIVE, eps=NORM_EPS,
-        numbers=numbers, codes=codes, offset=offset,
-    )  # fmt: skip
+    more: dict[str, Any] = {"numbers": numbers, "codes": codes, "offset": offset}
+    y, after = gated_block(x, flat_states(states), weights, reset, mask, **CONSTANTS, **more)
     return y, tuple(GatedLRUState(conv, RGLRUState(h, fresh)) for conv, h, fresh in after)
+
+
+def flat_states(states: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """As `gated_block` takes them."""
+    return [(state.conv, *state.lru) for state in states]
 
 
 class Stack(nn.Module):

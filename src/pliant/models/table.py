@@ -33,13 +33,12 @@ from pliant.kernels import (
     ClassCounts,
     Moments,
     NumberScale,
-    class_reference,
-    number_reference,
-    online_moments,
 )
-from pliant.kernels._gated_block import Weights, code_rows
+from pliant.kernels._gated_block import Sink, gated_block_descent
+from pliant.kernels._online import Places, observe_rows
+from pliant.kernels._softmax import softmax_slope
 from pliant.mixers.base import check_flags, forward_once, where_steps
-from pliant.models.blocks import AtOnce, Stack, through
+from pliant.models.blocks import CONSTANTS, AtOnce, Stack, flat_states, heard, through
 
 OWN = (0.3, 0.7, 1.5, 4.0)
 """Standard deviations of a fresh model's own Gaussians, in root mean squares of the errors of no-change."""
@@ -87,7 +86,7 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
             codes, sizes = [*codes, len(kinds)], [*sizes, len(self.columns.classes)]
         # Each category has one more code, for a missing value.
         starts = [sum(sizes[:i]) + i for i in range(len(sizes))]
-        self._numbers, self._codes, self._sizes, self._starts = place, codes, np.array(sizes), np.array(starts)
+        self._places = Places(*(np.array(part, np.int64) for part in (place, codes, sizes, starts)))
         self._at_once = AtOnce()
         self._log_widths, self._log_own = (torch.tensor(part, dtype=torch.float64).log() for part in (WIDTHS, OWN))
         with warnings.catch_warnings():  # a table of categories alone has no numbers to embed
@@ -112,7 +111,7 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         device = self.head.weight.device if device is None else device
         columns, reference = self.columns, ClassCounts if self.classify else NumberScale
         return TableState(
-            moments=Moments.fresh(batch, len(self._numbers), device),
+            moments=Moments.fresh(batch, len(self._places.numbers), device),
             reference=reference.fresh(batch, columns.lag, columns.num_outputs, device),
             stack=self.stack.init_state(batch, device=device),
         )
@@ -124,31 +123,106 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         *,
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
+        seen: Float64[Tensor, "B T S"] | None = None,
     ) -> tuple[Tensor, TableState]:
-        """Answers at every step, zero where masked, and the memory after the last step."""
-        x, state, weights, whole = self._start(x, state, reset, mask)
-        numbers, moments = online_moments(_columns(x, self._numbers), state.moments, mask)
-        codes = code_rows(_columns(x, self._codes), self._sizes, self._starts) if self._codes else None
-        known, hold = x[..., len(self.columns.features) :], self.columns.label_as_input
-        reference: ClassCounts | NumberScale
-        log_p = about = None
-        if isinstance(state.reference, ClassCounts):
-            log_p, reference = class_reference(known[..., 0], state.reference, mask, hold=hold)
-        else:
-            about, reference = number_reference(known, state.reference, mask, hold=hold)
+        """Answers at every step, zero where masked, and the memory after the last step.
+
+        seen: what `observe` made of x, which then has moved its part of the state already.
+        """
+        self._check(x)
+        check_flags("TableModel", x, reset=reset, mask=mask)
+        mask = None if mask is None or _all(mask) else mask
+        state = self.init_state(x.shape[0], device=x.device) if state is None else state
+        weights = self._at_once.weights(self, self.stack, x, state.stack, (self.embed, self.codes, self.head))
+        if weights is None or any(leaf.shape[0] != x.shape[0] for leaf in (*state.moments, *state.reference)):
+            check_batch(state, x.shape[0], "TableModel")
+        if seen is None:
+            seen, state = self.observe(x, state, mask=mask)
+        numbers, codes, reference = self._parts(seen)
         if weights is not None:
-            output, stack = through(weights, None, state.stack, reset, mask, numbers.flatten(2), codes, log_p)
+            offset = reference if self.classify else None
+            output, stack = through(weights, None, state.stack, reset, mask, numbers, codes, offset)
         else:
-            features = self.embed(numbers.flatten(2).to(self.embed.weight.dtype))
+            features = self.embed(numbers.to(self.embed.weight.dtype))
             if codes is not None:
-                features = features + F.embedding(codes, self.codes.weight).sum(2)
+                features = features + F.embedding(codes.long(), self.codes.weight).sum(2)
             features, stack = self.stack(features, state.stack, reset=reset, mask=mask)
             output = self.head(features)
-            output = output if log_p is None else output + log_p.to(output.dtype)
-        output = output if about is None else self._in_units(output, about)
-        if mask is not None and not whole:
-            output = where_steps(mask, output)
-        return output, TableState(moments, reference, stack)
+            output = output + reference.to(output.dtype) if self.classify else output
+        output = output if self.classify else self._in_units(output, reference)
+        output = output if mask is None else where_steps(mask, output)
+        return output, TableState(state.moments, state.reference, stack)
+
+    def observe(
+        self,
+        x: Float64[Tensor, "B T F"],
+        state: TableState | None = None,
+        *,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float64[Tensor, "B T S"], TableState]:
+        """What depends on no parameter, so need not be done again when they have moved.
+
+        Returns standardized numbers, codes and the reference side by side, and the state with that
+        part of it moved.
+        """
+        self._check(x)
+        state = self.init_state(x.shape[0], device=x.device) if state is None else state
+        if mask is not None:
+            mask, x = (None, x) if _all(mask) else (mask, where_steps(mask, x))
+        held = self.columns.label_as_input
+        seen, moments, reference = observe_rows(x, self._places, state.moments, state.reference, mask, hold=held)
+        return seen, TableState(moments, reference, state.stack)
+
+    def descend(
+        self,
+        seen: Float64[Tensor, "B T S"],
+        state: TableState,
+        targets: Tensor,
+        use: Bool[Tensor, "B T"] | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+        sink: Sink,
+    ) -> float | None:
+        """Mean code length of the targets used, its gradient put into `grad` of each parameter.
+
+        Does what `forward`, `nats`, mean and `backward` do, but without a graph, which at few steps of a
+        narrow model costs more than all that is computed.
+
+        Returns:
+            The loss in nats; if that is not finite there is no gradient. None, and nothing was done, where
+            forward has to be called: somebody listens to a module, a step does not exist, or the model is large.
+        """
+        ends = (self.embed, self.codes, self.head)
+        quiet = not heard(self) and (mask is None or _all(mask))
+        weights = None if not quiet else self._at_once.weights(self, self.stack, seen, state.stack, ends)
+        if weights is None:
+            return None
+        numbers, codes, reference = self._parts(seen)
+
+        def slope(output: Tensor) -> tuple[float, Tensor | None]:
+            if self.classify:
+                return softmax_slope(output, targets, use)
+            with torch.enable_grad():
+                mixture = self._in_units(output.requires_grad_(), reference)
+                said, truth = (mixture, targets) if use is None else (mixture[use], targets[use])
+                loss = self.nats(said, truth).mean()
+            nats = float(loss.detach())
+            return nats, torch.autograd.grad(loss, output)[0] if math.isfinite(nats) else None
+
+        more: dict[str, Any] = {"numbers": numbers, "codes": codes, "offset": reference if self.classify else None}
+        return gated_block_descent(
+            slope, flat_states(state.stack), weights, reset, mask, **CONSTANTS, **more, sink=sink
+        )
+
+    def _parts(self, seen: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Of what `observe` gave: numbers `(B, T, 3N)`, codes `(B, T, M)`, reference."""
+        first, second = 3 * len(self._places.numbers), self._places.width
+        codes = seen[..., first:second] if second > first else None
+        reference = seen[..., second:]
+        if not self.classify:
+            reference = reference.unflatten(2, (3 + len(WIDTHS), len(self.columns.targets)))
+        return seen[..., :first], codes, reference
 
     def step(
         self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, mask: Tensor | None = None
@@ -176,28 +250,14 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         weights = torch.cat([shares, logits - math.log(len(OWN))], -1).log_softmax(-1)
         return torch.cat([weights, center.expand_as(theirs), center + error * means, theirs, ours], -1)
 
-    def _start(
-        self, x: Tensor, state: Any, reset: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, TableState, Weights | None, bool]:
-        """x and the state to begin with; parameters for a single pass, if one may be; whether all steps exist."""
+    def _check(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[-1] != self.columns.num_features or x.dtype != torch.float64:
             raise UsageError(
                 f"TableModel: x is {x.dtype} {tuple(x.shape)}, expected torch.float64 (B, T, "
                 f"{self.columns.num_features}); use step for one time step"
             )
-        check_flags("TableModel", x, reset=reset, mask=mask)
-        whole = mask is None or (mask.is_cpu and type(mask) is Tensor and bool(mask.numpy().all()))
-        if mask is not None and not whole:
-            x = where_steps(mask, x)
-        state = self.init_state(x.shape[0], device=x.device) if state is None else state
-        weights = self._at_once.weights(self, self.stack, x, state.stack, (self.embed, self.codes, self.head))
-        if weights is None or any(leaf.shape[0] != x.shape[0] for leaf in (*state.moments, *state.reference)):
-            check_batch(state, x.shape[0], "TableModel")
-        return x, state, weights, whole
 
 
-def _columns(x: Tensor, places: list[int]) -> Tensor:
-    """Some columns of `x` `(B, T, F)`; no copy where they stand side by side."""
-    if places and places == list(range(places[0], places[-1] + 1)):
-        return x[..., places[0] : places[-1] + 1]
-    return x[..., places]
+def _all(mask: Tensor) -> bool:
+    """Whether all steps exist, as far as that is cheap to tell."""
+    return mask.is_cpu and type(mask) is Tensor and bool(mask.numpy().all())

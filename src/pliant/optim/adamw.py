@@ -6,11 +6,13 @@ update itself is `torch.optim.AdamW`; ours is only who is decayed, and a shorter
 
 import inspect
 from collections.abc import Callable
+from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pliant.core import UsageError, check_roles
 from pliant.core.roles import MIXING
@@ -27,6 +29,21 @@ class AdamW(torch.optim.AdamW):
     _ties: tuple[torch.Tensor, ...] = ()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        # The parent class wraps each step for hooks and the profiler, which costs as much as moving the parameters.
+        return (_LISTENED if self._heard() else AdamW._step)(self, closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _heard(self) -> bool:
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        )
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         jobs = None if closure is not None else self._plain()
         if jobs is None:
             # Without the hooks of the parent's step, since those of this one have run.
@@ -71,7 +88,7 @@ class AdamW(torch.optim.AdamW):
                 or group["capturable"]
                 or not group["decoupled_weight_decay"]
                 or type(group["lr"]) is not float
-                or not all(map(torch.is_tensor, grads))
+                or any(map(is_, grads, repeat(None)))
                 or any(map(attrgetter("is_sparse"), grads))
                 or not all(map(attrgetter("is_cpu"), own))
                 or any(map(dtype.__ne__, map(attrgetter("dtype"), own)))
@@ -93,6 +110,7 @@ class AdamW(torch.optim.AdamW):
         return self._counts
 
 
+_LISTENED = torch.optim.Optimizer.profile_hook_step(AdamW._step)
 _PARENT = inspect.unwrap(torch.optim.AdamW.step)
 
 

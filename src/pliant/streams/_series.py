@@ -12,6 +12,7 @@ run of rows no two of which are of one group, at most `chunk` of them.
 import copy
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -188,16 +189,19 @@ class Series(Stream):
         shape = (1, len(groups)) if single else (len(groups), 1)
         streams = groups[:1] if single else groups
         size, behind = self.values.shape[1], self.columns.lag - self.ahead
-        known = np.where((steps >= behind)[:, None], self.values[groups, (steps - behind) % size], np.nan)
+        known = self.values[groups, (steps - behind) % size]
+        first = steps[:: shape[1]].tolist()
+        if min(first) < behind:
+            known[steps < behind] = np.nan
         time = self.row - len(groups)
-        for stream, first in zip(streams.tolist(), steps[:: shape[1]].tolist(), strict=True):
-            self.waiting[stream].append(_Part(time, first, shape[1]))
+        self._touched = streams.tolist()
+        for stream, begin in zip(self._touched, first, strict=True):
+            self.waiting[stream].append(_Part(time, begin, shape[1]))
         self.open[time] = shape[0]
         self.asked[streams] += shape[1]
-        self._touched = streams.tolist()
-        inputs = torch.from_numpy(np.concatenate([features, known], 1)).reshape(*shape, -1)
-        reset = torch.from_numpy(steps == 0).reshape(shape)
-        return Question(inputs, reset, torch.ones_like(reset), time, torch.from_numpy(streams.copy()))
+        inputs = torch.from_numpy(np.concatenate([features, known], 1)).view(*shape, -1)
+        reset = torch.from_numpy((steps == 0).reshape(shape)) if 0 in first else _flags(shape, False)
+        return Question(inputs, reset, _flags(shape, True), time, _indices(self._touched))
 
     def _due(self, stream: int, lag: int) -> list[tuple[int, "_Part"]]:
         """The parts of questions that are answered `lag` steps after the last of them."""
@@ -214,19 +218,19 @@ class Series(Stream):
         return tuple(self._answer(time, by_time[time]) for time in sorted(by_time))
 
     def _answer(self, time: int, due: list[tuple[int, "_Part"]]) -> Answer:
-        rows = np.array([stream for stream, _ in due])
-        steps = np.array([part.first for _, part in due])[:, None] + np.arange(due[0][1].steps) + self.ahead
-        labels = self.values[rows[:, None], steps % self.values.shape[1]]
-        shown = torch.from_numpy(~np.isnan(labels).any(-1))
-        targets = torch.from_numpy(np.nan_to_num(labels))
-        if self.columns.task == "classify":
-            targets = targets[..., 0].long()
+        streams, length = [stream for stream, _ in due], due[0][1].steps
+        steps = np.array([part.first + self.ahead for _, part in due])[:, None] + np.arange(length)
+        labels = self.values[np.array(streams)[:, None], steps % self.values.shape[1]]
+        there = labels == labels
+        shown = _flags(there.shape[:2], True)
+        if not there.all():
+            shown, labels = torch.from_numpy(there.all(-1)), np.where(there, labels, 0.0)
+        targets = torch.from_numpy(labels[..., 0].astype(np.int64) if self.columns.task == "classify" else labels)
         self.open[time] -= len(due)
         if final := not self.open[time]:
             del self.open[time]
-        group = torch.from_numpy(rows)
-        tags = {"group": group[:, None].expand(shown.shape)}
-        return Answer(targets, shown, shown, time, group, final, tags)
+        group = _indices(streams)
+        return Answer(targets, shown, shown, time, group, final, {"group": group[:, None].expand(shown.shape)})
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [[tuple(part) for part in parts] for parts in self.waiting]
@@ -264,6 +268,20 @@ class _Part(NamedTuple):
     time: int
     first: int
     steps: int
+
+
+@lru_cache(maxsize=256)
+def _flags(shape: tuple[int, ...], value: bool) -> Tensor:
+    """The same flag for all steps; one tensor for all questions of a shape, since nobody changes it."""
+    return torch.full(shape, value)
+
+
+def _indices(streams: Sequence[int]) -> Tensor:
+    """Of streams, int64 `(n,)`; the same tensor each time for the first one alone."""
+    return _FIRST if list(streams) == [0] else torch.tensor(streams)
+
+
+_FIRST = torch.zeros(1, dtype=torch.int64)
 
 
 def _distinct(groups: np.ndarray, taken: set[int]) -> int:
