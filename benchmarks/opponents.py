@@ -153,7 +153,7 @@ def tried(rows: list[dict[str, Any]]) -> list[tuple[Setting, float, float, float
     same: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         same.setdefault(json.dumps(row["key"]["setting"]), []).append(row)
-    main = "accuracy" if "accuracy" in rows[0] else "error"
+    main = "accuracy" if rows and "accuracy" in rows[0] else "error"
     return [
         (json.loads(text), *(statistics.fmean(row[what] for row in rows) for what in ("bits", main, "cpu_seconds")))  # type: ignore[misc]
         for text, rows in same.items()
@@ -198,9 +198,10 @@ HEAD = f"""# Opponents with other settings
 Written by `python benchmarks/opponents.py --draw` from the records in `docs/results`. Our one set of defaults was
 chosen while looking at these four streams; here the opponents get the same: settings around their defaults, one
 factor at a time, the best chosen in hindsight for each stream. Ours runs with its defaults. First {ROWS:,} rows.
-Trainings and window are times the default, which is a training every 25th of the rows on the last five times as many;
-the window stays the same when the trainings change. A last setting of several factors, where there is one, joins
-the best of each. With one factor at a time the best joint setting may be better still.
+Trainings and window are times the default, which is a training every {series.TRAININGS}th of the rows, here every
+{ROWS // series.TRAININGS} (on shorter streams at least 200), on the last five times as many; the window stays the same
+when the trainings change. On [whole streams](streams.md) trainings from scratch are further apart, and what is learned
+row by row has had more time. Settings of several factors could be better still.
 """
 
 
@@ -214,6 +215,9 @@ def draw() -> None:
         lines += [*table(chosen(found), ours, main), "", "All of them:", ""]
         everyone = [(name, one) for name in GRID if name in found for one in tried(found[name])]
         lines += [*table(sorted(everyone, key=lambda line: line[1][1]), ours, main), ""]
+        ran = {name: [one[0] for one in tried(found.get(name, []))] for name in GRID}
+        if left := [f"{name} {said(one)}" for name in GRID for one in settings(name) if one not in ran[name]]:
+            lines += [f"Not run: {'; '.join(left)}.", ""]
     (DOCS / "opponents.md").write_text("\n".join(lines))
 
 

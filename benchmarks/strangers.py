@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     asked = parser.parse_args()
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"load of the machine before": round(os.getloadavg()[0], 1)}
     wrong: list[str] = []
     for name in asked.cases:
         with tempfile.TemporaryDirectory() as temporary:
