@@ -15,6 +15,7 @@ from pliant.core import UsageError, categorical_nats, leaves, map_state, seeded
 from pliant.core.columns import Column, Columns
 from pliant.core.pack import differences
 from pliant.kernels import _gated_block as kernel
+from pliant.kernels import _stack_pass as arithmetic
 from pliant.kernels._jit import jit_fast
 from pliant.kernels._softmax import softmax_slope
 from pliant.mixers import GatedLRU
@@ -453,15 +454,15 @@ def test_a_sink_finds_the_same_gradients_and_adds_to_what_is_there() -> None:
 
 @jit_fast
 def all_exp(x, constants, out):  # type: ignore[no-untyped-def]
-    k = kernel._scalars(constants)
+    k = arithmetic._scalars(constants)
     for i in range(x.shape[0]):
-        out[i] = kernel._exp(x[i], k)
+        out[i] = arithmetic._exp(x[i], k)
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 87.0), (np.float64, 708.0)])
 def test_exp_is_within_a_rounding(dtype: Any, limit: float) -> None:
     x = np.concatenate([np.linspace(-limit, limit, 100_001), np.linspace(-2, 2, 100_001)]).astype(dtype)
-    out, constants = np.empty_like(x), kernel._constants(dtype, 8.0, 1000.0, 1e-6)
+    out, constants = np.empty_like(x), arithmetic.constants_of(dtype, 8.0, 1000.0, 1e-6)
     all_exp(x, constants, out)
     exact = np.exp(x.astype(np.longdouble))
     assert np.abs(out / exact - 1).max() <= np.finfo(dtype).eps
