@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pliant.core import Answer, Question, UsageError, mixture_nats
+from pliant.core import Answer, Question, UsageError, mixture_nats, seeded
 from pliant.core.columns import Column, Columns
 from pliant.core.pack import differences, pack, unpack
 from pliant.learn.references import FINE, WIDTHS, LastLabel, Marginal, ResidualDensity, RowByRow, Seasonal
+from pliant.models.table import TableModel
 
 STEPS, ROWS, CLASSES = 40, 3, 4
 CASES = [(leaf, task) for leaf in (Marginal, LastLabel, Seasonal) for task in ("classify", "regress", "forecast")]
@@ -276,6 +277,21 @@ def test_the_parameters_of_a_density_are_numbers_that_can_be_taken_back() -> Non
     assert (said[0] == said[1]).all()
     assert one.shares.weights().sum() == pytest.approx(1)
     assert one.shares.weights()[FINE:].sum() < 0.05
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_while_no_label_is_known_it_is_about_as_good_as_a_fresh_model(task: str, scale: float) -> None:
+    of = columns(task, lag=100)
+    labels = walk(task, 90, seed=1) if task == "classify" else scale * np.random.default_rng(0).normal(size=(1, 90, 2))
+    question = whole(of, labels)
+    reference = LastLabel(of).predict(question)
+    with seeded(0), torch.no_grad():
+        fresh, _ = TableModel(of).double()(question.inputs)
+    if task == "classify":
+        torch.testing.assert_close(reference, fresh.log_softmax(-1))
+    else:
+        assert abs(nats(reference, labels) - nats(fresh, labels)) < 1.0
 
 
 def test_what_was_said_is_remembered_until_the_final_answer() -> None:

@@ -92,7 +92,8 @@ class ResidualDensity:
     factor of 2 apart make any Gaussian to 0.02 nats; the coarse ones bound the price of a surprise.
     The standard deviation (exponential over `SLOW` labels, an outlier counts as 30 of them) moves
     the grid by whole powers, and the shares with it. So exact repeats earn at most about 10 bits. No width is
-    below 1e-9 of the label's level, nor 1e-6 of it (of 1, if it is 0) before the label has varied.
+    below 1e-9 of the label's level, nor 1e-6 of it (of 1, if it is 0) before the label has varied. The unit is 1 while
+    no label is known.
     """
 
     __slots__ = ("labels", "level", "notch", "shares", "variance")
@@ -122,6 +123,8 @@ class ResidualDensity:
 
     def _notch(self) -> float:
         """Logarithm to base 2 of the unit that the grid should have."""
+        if not self.labels:
+            return 0.0  # a unit of 1, as `pliant.kernels.number_reference` has while nothing is known
         level, spread = abs(self.level), math.sqrt(self.variance)
         unit = max(spread, NARROW * 1e-9 * level) if spread else NARROW * 1e-6 * (level or 1.0)
         return math.log2(max(unit, 1e-90))
