@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -28,6 +29,7 @@ from pliant.learn.life import read_life, saved_lives
 from pliant.recipes import series, wire
 from pliant.recipes.live import LEVELS, Lines, Live, load, save
 from pliant.streams._series import Series
+from tests.strict import strict
 
 ROWS, MORE, HORIZON = 240, 60, 3
 
@@ -284,6 +286,15 @@ def test_features_as_a_list_missing_and_unknown_ones_are_counted(classes: Made) 
     assert one.reply({"id": 3, "x": {}}) is not None
     assert one.reply({"id": 4, "x": {"a": 10**400, "b": 1e308, "c": None}}) is not None
     assert one.counts["feature that is no number (read as missing)"] == 4  # 1e308 too: beyond 1e100 is not finite
+
+
+def test_what_is_not_finite_is_said_as_null(classes: Made, forecast: Made) -> None:
+    for here in (classes, forecast):
+        lines = Lines(here.live())
+        predict = lines.live.learner.predict
+        lines.live.learner.predict = lambda question, of=predict: of(question) * math.nan  # type: ignore[method-assign]
+        said = strict(lines.take(json.dumps({"id": 1, "x": features(here.more[0])}).encode()) or "")
+        assert said["p"]["yes"] is None if here is classes else said["mean"] is None
 
 
 # What is refused.

@@ -1,7 +1,6 @@
 """`pliant report RUN ...`: one page about runs."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +25,10 @@ def command(arguments: list[str]) -> int:
     import tyro
 
     kind = Annotated[ReportOptions, tyro.conf.arg(name="")]
+    from pliant.core.plain import dumps
     from pliant.report import write_report
 
     options = parse(kind, arguments, "pliant report", None, positional=("runs",))
     page = write_report(options.runs, options.out)
-    print(json.dumps({"report": str(page)}) if options.json else page)
+    print(dumps({"report": str(page)}) if options.json else page)
     return 0

@@ -1,7 +1,6 @@
 """`pliant stream RUN`: answer a live input."""
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -75,7 +74,9 @@ def command(arguments: list[str]) -> int:
 def _tell_stream(summary: dict[str, Any], as_json: bool) -> None:
     """On standard error, since standard output holds the replies."""
     if as_json:
-        print(json.dumps(summary), file=sys.stderr)
+        from pliant.core.plain import dumps
+
+        print(dumps(summary), file=sys.stderr)
         return
     bits = "" if summary["bits"] is None else f", {summary['bits']:.3f} bits per answer"
     times = ", ".join(f"{name} {value:.3f} ms" for name, value in summary["milliseconds"].items() if value == value)

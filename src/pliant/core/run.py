@@ -2,11 +2,13 @@
 
 config.json        what was asked for, with the schema and the command
 records.jsonl      results over time; only what is reproducible, to the byte
-timing.jsonl       seconds and memory over time; differs between two equal runs
+timing.jsonl       seconds and memory over time, and what tuning took; differs between two equal runs
 environment.json   versions, device, threads, commit
 lives/update-<n>/  where the run can be continued
 summary.json       totals, once the run is complete
 report.html        the page for people
+
+All JSON is strict: null stands for what is not finite.
 """
 
 import json
@@ -22,6 +24,7 @@ from typing import IO, Any
 from pliant import __version__
 from pliant.core.errors import UsageError
 from pliant.core.files import Disk
+from pliant.core.plain import dumps
 
 SCHEMA = 1
 PACKAGES = ("torch", "numpy", "numba", "safetensors", "scikit-learn")
@@ -77,7 +80,7 @@ class Run:
 
     def write(self, name: str, value: Any) -> None:
         """Put a JSON file into the folder, whole or not at all."""
-        Disk().replace_file(self.folder / name, json.dumps(value, indent=2).encode() + b"\n")
+        Disk().replace_file(self.folder / name, dumps(value, indent=2).encode() + b"\n")
 
     def read(self, name: str) -> Any:
         """A JSON file of the folder, None if it is not there or not whole."""
@@ -115,11 +118,15 @@ class Run:
     def record(self, row: dict[str, Any], timing: dict[str, Any]) -> None:
         """Append one line of results and one of timing."""
         assert self._records is not None
-        self._records.write(json.dumps(row).encode() + b"\n")
+        self._records.write(dumps(row).encode() + b"\n")
         self._records.flush()
+        self.time(timing)
+
+    def time(self, timing: dict[str, Any]) -> None:
+        """Append one line of timing."""
         with open(self.folder / "timing.jsonl", "ab") as file:
             # A line that was cut off by a kill must not swallow the next one.
-            file.write((b"\n" if _cut_off(self.folder / "timing.jsonl") else b"") + json.dumps(timing).encode() + b"\n")
+            file.write((b"\n" if _cut_off(self.folder / "timing.jsonl") else b"") + dumps(timing).encode() + b"\n")
 
     def sync(self) -> int:
         """Force the records to the device; returns their length in bytes."""

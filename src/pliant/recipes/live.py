@@ -27,6 +27,7 @@ import torch
 from pliant.core import Answer, Disk, Question, UsageError, categorical_nats
 from pliant.core.columns import Columns
 from pliant.core.pack import pack_file, unpack_file
+from pliant.core.plain import dumps
 from pliant.core.run import Run
 from pliant.kernels import mixture_quantiles
 from pliant.learn import Learner
@@ -324,7 +325,7 @@ class Lines:
             said = self._error("the line is not UTF-8")
         except Malformed as error:
             said = self._error(str(error))
-        return None if said is None else json.dumps(said)
+        return None if said is None else dumps(said)
 
     def _error(self, why: str) -> dict[str, Any]:
         self.errors += 1
