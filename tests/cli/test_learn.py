@@ -1,76 +1,113 @@
 """The main job from the command line."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pliant.cli import main
+from pliant.core.run import Run
+from tests.strict import strict
 
-SHORT = ["--answers", "640", "--every", "320", "--retrain", "320", "--size", "1", "--save-every", "160"]
+SHORT = ["--answers", "528", "--every", "264", "--retrain", "500", "--size", "1"]
+TINY = ["--answers", "64", "--every", "32", "--batch", "8", "--retrain", "64", "--size", "1", "--no-report"]
+Capture = pytest.CaptureFixture[str]
 
 
 def learn(folder: Path, *more: str) -> int:
     return main(["learn", "digits", "--run", str(folder), "--no-report", *SHORT, *more])
 
 
-@pytest.mark.parametrize("change", ["permute", "relabel", "random"])
-@pytest.mark.parametrize("by", ["row", "pixel"])
-def test_every_kind_of_change_runs_and_is_told(
-    change: str, by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report, alone in a folder; it must not be changed."""
+    folder = tmp_path_factory.mktemp("digits")
+    assert main(["learn", "digits", "--run", str(folder / "run"), *SHORT]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(done: Path, tmp_path: Path) -> Path:
+    """The same, to do with as one likes."""
+    shutil.copytree(done.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "by"), [("permute", "row"), ("relabel", "row"), ("random", "row"), ("permute", "pixel")]
+)
+def test_every_kind_of_change_runs_and_is_told(change: str, by: str, tmp_path: Path, capsys: Capture) -> None:
     assert learn(tmp_path / "run", "--change", change, "--by", by, "--json", "--delay", "1") == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert summary["answers"] == 640
+    summary = strict(capsys.readouterr().out)
+    assert summary["answers"] == 528
     assert set(summary["members"]) == {"pliant", "majority", "no-change", "frozen", "retrained"}
     assert summary["members"]["no-change"]["bits_saved"] == 0
-    assert sum(member["answers"] for member in summary["members"].values()) == 5 * 640
+    assert sum(member["answers"] for member in summary["members"].values()) == 5 * 528
     assert {"first visit", "held out"} <= set(summary["members"]["pliant"]["visits"])
-    rows = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
-    assert rows[-1]["answers"] == 640
-    assert [row["task"] for row in rows] == [(row["answers"] - 1) // 320 for row in rows]
-    assert sum(row["members"]["pliant"]["answers"] for row in rows) == 640
+    rows = [strict(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert rows[-1]["answers"] == 528
+    assert [row["task"] for row in rows] == [(row["answers"] - 1) // 264 for row in rows]
+    assert sum(row["members"]["pliant"]["answers"] for row in rows) == 528
 
 
-def test_equal_runs_are_equal_to_the_byte_and_other_seeds_are_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+def test_equal_runs_are_equal_to_the_byte_and_other_seeds_are_not(done: Path, tmp_path: Path, capsys: Capture) -> None:
+    for name, seed in (("same", "0"), ("other", "4")):
         assert learn(tmp_path / name, "--seed", seed) == 0
-    a, b, c = ((tmp_path / name / "records.jsonl").read_bytes() for name in "abc")
-    assert a == b != c
+    one, same, other = ((run / "records.jsonl").read_bytes() for run in (done, tmp_path / "same", tmp_path / "other"))
+    assert one == same != other
 
 
-def test_resuming_a_finished_run_changes_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert learn(tmp_path / "run") == 0
-    before = (tmp_path / "run" / "records.jsonl").read_bytes()
-    assert main(["learn", "digits", "--run", str(tmp_path / "run"), "--resume", "--no-report"]) == 0
-    assert (tmp_path / "run" / "records.jsonl").read_bytes() == before
-
-
-def test_the_report_and_the_ledger_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["learn", "digits", "--run", str(tmp_path / "run"), *SHORT]) == 0
-    assert "<svg" in (tmp_path / "run" / "report.html").read_text()
-    (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
-    assert json.loads(line)["recipe"] == "learn digits"
+def test_resuming_a_finished_run_changes_nothing_but_the_report(copied: Path, capsys: Capture) -> None:
+    files = [copied / "records.jsonl", copied / "summary.json", copied / "timing.jsonl", copied.parent / "ledger.jsonl"]
+    before = [file.read_bytes() for file in files]
     capsys.readouterr()
-    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "page.html")}
+    (copied / "report.html").unlink()
+    assert main(["learn", "digits", "--run", str(copied), "--resume"]) == 0
+    assert [file.read_bytes() for file in files] == before
+    assert (copied / "report.html").exists()
+    assert "bits against no-change over 528 answers" in capsys.readouterr().out
+    assert main(["learn", "digits", "--run", str(copied), "--resume", "--no-report", "--json"]) == 0
+    said = strict(capsys.readouterr().out)
+    assert said == {"run": str(copied), **strict(before[1])}
+    assert said["latency"]["learn"]["p50"] > 0
+
+
+def test_a_summary_with_nulls_is_told(copied: Path, capsys: Capture) -> None:
+    summary = strict((copied / "summary.json").read_bytes())
+    for member in summary["members"].values():
+        member |= dict.fromkeys(("bits", "bits_saved", "accuracy"))
+    (copied / "summary.json").write_text(json.dumps(summary))
+    assert main(["learn", "digits", "--run", str(copied), "--resume"]) == 0
+    assert "nan bits" in capsys.readouterr().out
+
+
+def test_the_report_and_the_ledger_are_written(done: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert "<svg" in (done / "report.html").read_text()
+    (line,) = (done.parent / "ledger.jsonl").read_text().splitlines()
+    assert strict(line)["recipe"] == "learn digits"
+    for name in ("config.json", "environment.json", "summary.json"):
+        strict((done / name).read_bytes())
+    capsys.readouterr()
+    assert main(["report", str(done), "--out", str(tmp_path / "page.html"), "--json"]) == 0
+    assert strict(capsys.readouterr().out) == {"report": str(tmp_path / "page.html")}
 
 
 def test_without_a_run_folder_the_next_number_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert main(["learn", "digits", "--no-report", *SHORT]) == 0
+        assert main(["learn", "digits", *TINY]) == 0
     assert sorted(path.name for path in (tmp_path / "runs").glob("digits-*")) == ["digits-001", "digits-002"]
     assert main(["learn", "digits", "--no-report", "--resume"]) == 0
     assert not (tmp_path / "runs" / "digits-003").exists()
+    assert len((tmp_path / "runs" / "ledger.jsonl").read_text().splitlines()) == 2
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
@@ -111,9 +148,35 @@ def test_memory_is_flat() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_saves_and_can_be_continued_to_the_same_bytes(number: int, tmp_path: Path) -> None:
-    options = [*SHORT, "--answers", "2000", "--no-report", "--save-every", "100000"]
-    command = [sys.executable, "-m", "pliant.cli", "learn", "digits", *options, "--run"]
+def test_asked_to_stop_it_saves_and_can_be_continued_to_the_same_bytes(
+    number: int, done: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Run.record
+
+    def stopping(self: Run, *rows: Any) -> None:
+        record(self, *rows)
+        signal.raise_signal(number)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", stopping)
+        assert learn(run) == 130
+    assert f"--resume --run {run}" in capsys.readouterr().err
+    assert not (run / "summary.json").exists()
+    assert not (tmp_path / "ledger.jsonl").exists()
+    whole = (done / "records.jsonl").read_bytes()
+    assert whole.startswith((run / "records.jsonl").read_bytes())
+    assert whole != (run / "records.jsonl").read_bytes()
+    assert learn(run, "--resume") == 0
+    assert (run / "records.jsonl").read_bytes() == whole
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_asked_to_stop_can_be_continued_to_the_same_bytes(number: int, tmp_path: Path) -> None:
+    options = ["--answers", "2000", "--every", "320", "--retrain", "320", "--size", "1", "--no-report"]
+    command = [sys.executable, "-m", "pliant.cli", "learn", "digits", *options, "--save-every", "100000", "--run"]
     process = subprocess.Popen([*command, str(tmp_path / "stopped")], stderr=subprocess.PIPE, text=True)
     records = tmp_path / "stopped" / "records.jsonl"
     while process.poll() is None and not (records.exists() and records.stat().st_size):

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pliant.cli import main
+from pliant.recipes import tune
+from tests.strict import strict
 
 SHORT = ["--opponents", "no-change", "--no-report", "--json"]
 
@@ -36,14 +39,14 @@ def learn(capsys: pytest.CaptureFixture[str], data: Path, run: Path, *more: str)
     assert main(["learn", "series", "--data", str(data), "--run", str(run), *SHORT, *more]) == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    summary = json.loads(out)
+    summary = strict(out)
     assert summary.pop("run") == str(run)
-    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary == strict((run / "summary.json").read_text())
     return dict(summary)
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    return [strict(line) for line in (run / "records.jsonl").read_text().splitlines()]
 
 
 CASES = {
@@ -135,6 +138,28 @@ def test_a_shorter_run_says_what_the_longer_one_said(tmp_path: Path, capsys: pyt
     same = min(len(long), len(short)) - 1
     assert same > 1
     assert long[:same] == short[:same]
+
+
+def test_what_tuning_took_is_part_of_our_cost_also_after_a_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "candidates", lambda config, rows: iter([replace(config, lr=lr) for lr in (1e-3, 3e-3)]))
+    data, run = write(tmp_path / "t.csv", 320), tmp_path / "run"
+    summary = learn(capsys, data, run, "--target", "y", "--tune", "10")
+    trials = strict((run / "tune.json").read_text())
+    assert [trial["rows"] for trial in trials] == [300, 300]
+    assert strict((run / "config.json").read_text())["config"]["lr"] == min(trials, key=lambda t: t["bits"])["lr"]
+    tuning, ours = summary["tuning_cpu_seconds"], summary["cpu_seconds"]["pliant"]
+    assert 0 < tuning < ours
+    assert summary["rows_per_second"] == pytest.approx(320 / (ours - tuning), rel=0.01)
+    # As if it had been stopped just before its end.
+    (run / "summary.json").unlink()
+    (tmp_path / "ledger.jsonl").unlink()
+    again = learn(capsys, data, run, "--target", "y", "--resume")
+    assert again["tuning_cpu_seconds"] == tuning
+    assert again["cpu_seconds"]["pliant"] == pytest.approx(ours, abs=0.01)
+    assert strict((tmp_path / "ledger.jsonl").read_text())["cpu_seconds"] == again["cpu_seconds"]
+    assert "tuning_cpu_seconds" not in learn(capsys, data, tmp_path / "plain", "--target", "y", "--rows", "16")
 
 
 def test_without_the_label_as_an_input_nobody_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib
-import json
 import math
 import sys
+import time
 from typing import Annotated, Any, TypeVar
 
 from pliant.cli.arguments import Misuse, choose, parse
@@ -79,22 +79,24 @@ def _learn_kind(name: str, arguments: list[str]) -> int:
         task = recipe.task(config)
         task.check(run)
     else:
-        config, trials = _tuned(first.config)
+        config, trials, cost = _tuned(first.config)
         task = recipe.task(config)
         if first.driving.resume:
             print(f"nothing to resume in {run.folder}: a new run begins", file=sys.stderr)
         run.create(recipe.COMMAND, dataclasses.asdict(config), threads=first.driving.threads)
         task.begin(run)
-        if trials:
+        if cost:
             run.write("tune.json", trials)
+            run.time(cost)
     return _run(recipe.COMMAND, task, first.driving, run)
 
 
-def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]]]:
-    """The config with what --tune has chosen, and the trials; as it is if there is nothing to choose."""
+def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
+    """The config with what --tune has chosen, the trials, and a line of timing, empty if there is nothing to choose."""
     if getattr(config, "tune", None) is None:
-        return config, []
+        return config, [], {}
     from pliant.recipes import series, tune
+    from pliant.recipes.panel import LEARNER
 
     def tell(trial: Any) -> None:
         print(f"  lr {trial.lr:.4g}, chunk {trial.chunk}, size {trial.size}: {trial.bits:.4f} bits per answer "
@@ -103,10 +105,13 @@ def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]]]:
     print(f"choosing settings on the first rows, for at most {config.tune:g} minutes", file=sys.stderr)
     paced = config.speed is not None or (config.stream or "").startswith(series.REPLAY)
     rows = series.source(dataclasses.replace(config, speed=math.inf if paced else None))
+    wall, cpu = time.perf_counter(), time.process_time()
     best, trials = tune.tune(config, rows, config.tune, tell)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if not trials:
         print("no setting was tried to its end in that time: the defaults are used", file=sys.stderr)
-    return best, [dataclasses.asdict(trial) for trial in trials]
+    cost = {"tuning": True, "seconds": round(wall, 6), "cpu": {LEARNER: round(cpu, 6)}}
+    return best, [dataclasses.asdict(trial) for trial in trials], cost
 
 
 def _saved_config(kind: type[T], command: str, run: Any) -> T:
@@ -118,10 +123,15 @@ def _saved_config(kind: type[T], command: str, run: Any) -> T:
 
 
 def _refuse_changes(run: Any, saved: Any, config: Any) -> None:
+    from pliant.core.plain import dumps
+
     before, now = dataclasses.asdict(saved), dataclasses.asdict(config)
-    if changed := [f"{name} was {before[name]!r}, now {now[name]!r}" for name in before if before[name] != now[name]]:
+    # As they stand in the folder of the run, where infinity is null.
+    changed = [name for name in before if dumps(before[name]) != dumps(now[name])]
+    if changed:
+        told = "; ".join(f"{name} was {before[name]!r}, now {now[name]!r}" for name in changed)
         raise Misuse(
-            f"{run.folder} was begun with another config ({'; '.join(changed)}); resume it without these options "
+            f"{run.folder} was begun with another config ({told}); resume it without these options "
             "or choose another --run"
         )
 
@@ -148,18 +158,28 @@ def _run(command: str, task: Any, driving: Any, run: Any) -> int:
 
 def _tell(summary: dict[str, Any], run: Any, driving: Any, main: str) -> None:
     if driving.json:
-        print(json.dumps({"run": str(run.folder), **summary}))
+        from pliant.core.plain import dumps
+
+        print(dumps({"run": str(run.folder), **summary}))
         return
-    ours, answers = summary["members"]["pliant"], summary["answers"]
-    verb = "saved" if ours["bits_saved"] >= 0 else "lost"
+    members = {name: _numbers(member) for name, member in summary["members"].items()}
+    ours, answers = members["pliant"], summary["answers"]
+    verb = "lost" if ours["bits_saved"] < 0 else "saved"
     print(
         f"pliant {verb} {abs(ours['bits_saved']):,.0f} bits against no-change over {answers:,} answers "
         f"({ours['bits_saved'] / max(1, answers):+.3f} per answer), {main} {ours[main]:.4g}"
     )
     for name, cost in summary["cpu_seconds"].items():
-        member = summary["members"][name]
+        member = members[name]
         print(f"  {name:15} {member['bits']:9.3f} bits per answer  {main} {member[main]:<9.4g} {cost:8.1f} CPU s")
+    if "tuning_cpu_seconds" in summary:
+        print(f"  of which pliant took {summary['tuning_cpu_seconds']:,.1f} CPU s to choose its settings")
     for call, times in summary.get("latency", {}).items():
         print(f"  {call:15} median {times['p50']:.3f} ms, 99th percentile {times['p99']:.3f} ms, "
               f"99.9th {times['p999']:.3f} ms a call")  # fmt: skip
     print(f"report: {run.folder / 'report.html'}" if driving.report else f"run: {run.folder}")
+
+
+def _numbers(member: dict[str, Any]) -> dict[str, Any]:
+    """What a summary says about a member; null in its file stands for what is not finite."""
+    return {key: math.nan if value is None else value for key, value in member.items()}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pliant.core import Record, UsageError, nbytes
+from pliant.core.plain import dumps
 from pliant.core.run import Run, environment
 from pliant.learn import Life, prequential
 from pliant.learn.life import saved_lives
@@ -120,7 +121,7 @@ class Task:
 
     def check(self, run: Run) -> None:
         """Raise `UsageError` if what a run is bound to has changed since it was begun."""
-        if self.schema is not None and run.read("schema.json") != json.loads(json.dumps(self.schema)):
+        if self.schema is not None and run.read("schema.json") != json.loads(dumps(self.schema)):
             raise UsageError(
                 f"the data of {run.folder} have changed since the run was begun (other columns, classes or number "
                 "of rows); begin a new run"
@@ -150,7 +151,15 @@ def drive(
     _restore(run, life)
     with run.begin(keep=progress.records):
         ended = _loop(run, life, row, every, driving, show)
-    return _finish(run, life, driving) if ended else None
+    if not ended:
+        return None
+    summary = run.read("summary.json")
+    # A run that had ended before stays as it was, and has its line in the ledger.
+    if not isinstance(summary, dict) or summary.get("answers") != panel.answers:
+        summary = _summarize(run, life)
+    if driving.report:
+        write_report([run.folder])
+    return summary
 
 
 def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, show: Show) -> bool:
@@ -225,7 +234,7 @@ def _restore(run: Run, life: Life) -> None:
 
 
 def _sessions(run: Run) -> int:
-    return max((int(line.get("session", 0)) for line in run.lines("timing.jsonl")), default=-1) + 1
+    return max((int(line.get("session", -1)) for line in run.lines("timing.jsonl")), default=-1) + 1
 
 
 class _Clock:
@@ -272,11 +281,13 @@ def stop_signal() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _finish(run: Run, life: Life, driving: Driving) -> dict[str, Any]:
+def _summarize(run: Run, life: Life) -> dict[str, Any]:
+    """Write down what the run came to, in its folder and in the ledger."""
     timing = run.lines("timing.jsonl")
     cpu: Counter[str] = Counter()
     for line in timing:
         cpu.update(line.get("cpu", {}))
+    tuning = sum(line["cpu"][LEARNER] for line in timing if line.get("tuning"))
     model, panel = life.learner.model, life.panel
     summary = {
         "answers": panel.answers,
@@ -287,18 +298,18 @@ def _finish(run: Run, life: Life, driving: Driving) -> dict[str, Any]:
         "seconds": round(sum(_session_seconds(timing)), 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "state_bytes": nbytes(life.learner.memory),
-        "peak_rss": max((line["rss"] for line in timing), default=0),
+        "peak_rss": max((line["rss"] for line in timing if "rss" in line), default=0),
         "latency": _latency(panel.learner.timed),
     }
-    spent = cpu[LEARNER]
+    if tuning:
+        summary["tuning_cpu_seconds"] = round(tuning, 3)
+    spent = cpu[LEARNER] - tuning
     summary["rows_per_second"] = round(panel.answers / spent, 1) if spent else None
     if isinstance(life.stream, Watched):
         summary |= {"problems": dict(life.stream.problems), "notes": list(getattr(life.stream.source, "notes", ()))}
         summary |= {"stopped": life.stream.error} if life.stream.error else {}
     run.write("summary.json", summary)
     _append_ledger(run, summary)
-    if driving.report:
-        write_report([run.folder])
     return summary
 
 
@@ -334,7 +345,8 @@ def _latency(timed: Any) -> dict[str, dict[str, float]]:
 def _session_seconds(timing: list[dict[str, Any]]) -> list[float]:
     last: dict[int, float] = {}
     for line in timing:
-        last[line["session"]] = line["seconds"]
+        if "session" in line:
+            last[line["session"]] = line["seconds"]
     return list(last.values())
 
 
@@ -354,7 +366,7 @@ def _append_ledger(run: Run, summary: dict[str, Any]) -> None:
         "seconds": summary["seconds"],
     }
     with open(run.folder.parent / "ledger.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(dumps(line) + "\n")
 
 
 def _main(member: dict[str, Any]) -> dict[str, Any]:
