@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "run"
     assert main(["learn", "digits", "--run", str(folder), "--no-report", *SHORT]) == 0
-    capsys.readouterr()
     return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
