@@ -11,11 +11,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
 from pliant.kernels._jit import jit_exact, jit_fast
+from pliant.kernels._math import power_of_two, rint
 
 GELU, CUBIC = math.sqrt(2 / math.pi), 0.044715
 DEGREE = 13
@@ -48,26 +48,7 @@ def _pointer_to(typing: Any, address: Any, like: Any) -> Any:
     )
 
 
-def _nearest_whole(typing: Any, x: Any) -> Any:
-    def code(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        return builder.call(builder.module.declare_intrinsic("llvm.rint", [given[0].type]), given)
-
-    return x(x), code
-
-
-def _two_to_the(typing: Any, n: Any) -> Any:
-    """2^n by its bits, for a whole n that is held as a float, so that loops over exp run on vectors."""
-    bits, digits, bias = (32, 23, 127) if n == types.float32 else (64, 52, 1023)
-
-    def code(context: Any, builder: Any, _: Any, given: Any) -> Any:
-        integer = ir.IntType(bits)
-        shifted = builder.add(builder.fptosi(given[0], integer), integer(bias))
-        return builder.bitcast(builder.shl(shifted, integer(digits)), given[0].type)
-
-    return n(n), code
-
-
-_pointer, _rint, _power_of_two = (intrinsic(inspect.unwrap(f)) for f in (_pointer_to, _nearest_whole, _two_to_the))
+_pointer = intrinsic(inspect.unwrap(_pointer_to))
 
 
 @jit_exact
@@ -76,12 +57,12 @@ def _exp(x, k):  # type: ignore[no-untyped-def]
     limit = k[LIMIT]
     x = -limit if x < -limit else x
     x = limit if x > limit else x
-    n = _rint(x * k[LOG2E])  # type: ignore[var-annotated]
+    n = rint(x * k[LOG2E])
     r = (x - n * k[LOG2_HIGH]) - n * k[LOG2_LOW]
     # The series is written out, since an index that is not a constant keeps a loop from running on vectors.
     total = (((((k[15] * r + k[16]) * r + k[17]) * r + k[18]) * r + k[19]) * r + k[20]) * r + k[21]
     total = (((((total * r + k[22]) * r + k[23]) * r + k[24]) * r + k[25]) * r + k[26]) * r + k[27]
-    return (total * r + k[28]) * _power_of_two(n)
+    return (total * r + k[28]) * power_of_two(n)
 
 
 @jit_exact
