@@ -1,6 +1,7 @@
 """Pure functions on tensors; time is axis 1.
 
 - `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
+- `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
@@ -9,6 +10,7 @@
 
 from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
+from pliant.kernels._gated_scan import gated_scan
 from pliant.kernels._linear_scan import linear_scan
 from pliant.kernels._mixture import mixture_quantiles
 from pliant.kernels._online import (
@@ -31,6 +33,7 @@ __all__ = [
     "class_reference",
     "gated_block",
     "gated_block_fits",
+    "gated_scan",
     "linear_scan",
     "mixture_quantiles",
     "number_reference",

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
-from pliant.kernels import causal_conv, linear_scan
-from pliant.mixers.base import SequenceMixer, first_steps, over_steps, where_steps
-
-DECAY_POWER = 8.0  # C, trecvit.md 2.1
-MAX_SQRT_DERIVATIVE = 1000.0  # G, trecvit.md 2.1
+from pliant.kernels import causal_conv, gated_scan
+from pliant.kernels._gated_scan import DECAY_POWER as DECAY_POWER
+from pliant.kernels._gated_scan import MAX_SQRT_DERIVATIVE as MAX_SQRT_DERIVATIVE
+from pliant.kernels._gated_scan import bounded_sqrt as bounded_sqrt
+from pliant.mixers.base import SequenceMixer, first_steps, where_steps
 
 
 class RGLRUState(NamedTuple):
@@ -43,28 +43,6 @@ class GatedLRUState(NamedTuple):
 
     conv: Tensor
     lru: RGLRUState
-
-
-class _BoundedSqrt(torch.autograd.Function):
-    """sqrt whose derivative is at most G: the exact one explodes as the decay goes to 1."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return torch.sqrt(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        (x,) = ctx.saved_tensors
-        return grad / torch.sqrt(torch.clamp(4 * x, min=MAX_SQRT_DERIVATIVE**-2))
-
-
-def bounded_sqrt(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """sqrt(x) with its derivative clipped at 1000 (trecvit.md 2.1)."""
-    return _BoundedSqrt.apply(x)
 
 
 class BlockDiagonal(nn.Module):
@@ -123,24 +101,20 @@ class RGLRU(SequenceMixer):
     ) -> tuple[Float[Tensor, "B T *E D"], RGLRUState]:
         x, state = self.start(x, state, reset, mask)
         first, fresh = first_steps(state.fresh, x.shape[1], reset, mask)
-        a, u = self._decay_and_input(x, over_steps(first, x))
-        if mask is not None:
-            exists = over_steps(mask, x)
-            a, u = torch.where(exists, a, 1), torch.where(exists, u, 0)
+        rate = F.softplus(self.decay.to(state.h.dtype)).expand(state.h.shape[1:])
         # The recurrence is element-wise, so extra axes are just more channels.
-        h, last = linear_scan(a.flatten(2), u.flatten(2), state.h.flatten(1), reset)
-        h = h.reshape(x.shape).to(x.dtype)
-        h = h if mask is None else where_steps(mask, h)
+        h, last = gated_scan(
+            x.flatten(2),
+            self.input_gate(x).flatten(2),
+            self.decay_gate(x).flatten(2),
+            rate.flatten(),
+            state.h.flatten(1),
+            first,
+            reset,
+            mask,
+        )
+        h = h.reshape(x.shape)
         return h, RGLRUState(h=last.reshape(state.h.shape), fresh=fresh)
-
-    def _decay_and_input(self, x: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        input_gate = torch.sigmoid(self.input_gate(x)).to(wide)
-        decay_gate = torch.sigmoid(self.decay_gate(x)).to(wide)
-        log_a = -DECAY_POWER * decay_gate * F.softplus(self.decay.to(wide))
-        # The square comes from the logarithm, since a * a rounds twice near 1.
-        scale = bounded_sqrt(1 - torch.exp(2 * log_a))
-        return torch.exp(log_a), x.to(wide) * input_gate * torch.where(first, 1, scale)
 
     def roles(self) -> dict[str, Role]:
         gates = {f"{gate}.{part}": role
