@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from pliant.core.change import Cusum
+from pliant.core.change import LIMIT, Cusum
 
 SETTLED = 2000
 
 
-def settled(random: np.random.Generator) -> Cusum:
+def settled(random: np.random.Generator, **options: float) -> Cusum:
     """A detector that knows a standard normal regime exactly, without the memory of its sum."""
-    detector = Cusum(settle=SETTLED)
+    detector = Cusum(settle=SETTLED, **options)  # type: ignore[arg-type]
     for value in random.permutation(np.tile([1.0, -1.0], SETTLED // 2)):
         assert not detector.update(value)
     assert (detector.mean, detector.spread / detector.count) == (pytest.approx(0, abs=1e-12), pytest.approx(1))
@@ -21,18 +21,19 @@ def settled(random: np.random.Generator) -> Cusum:
 
 def alarm(values: np.ndarray, random: np.random.Generator) -> int:
     """Values up to the first alarm of a detector whose regime is known from so many that new ones hardly move it."""
-    detector = settled(random)
+    detector = settled(random, threshold=5.0)
     # As if the regime had been watched for ever.
     detector.count, detector.spread = 10**9, 1e9
     return next(i for i, value in enumerate(values, 1) if detector.update(value))
 
 
-def runs(level: float, count: int, longest: int, seed: int) -> np.ndarray:
+def runs(level: float, count: int, longest: int, seed: int, limit: float = math.inf) -> np.ndarray:
     """Lengths of so many runs at a level, in deviations, by the recursion itself."""
     random = np.random.default_rng(seed)
     total, length, alive = np.zeros(count), np.zeros(count), np.ones(count, bool)
     for _ in range(longest):
-        total[alive] = np.maximum(0, total[alive] + random.normal(level, 1, int(alive.sum())) - 0.5)
+        step = np.clip(random.normal(level, 1, int(alive.sum())), -limit, limit)
+        total[alive] = np.maximum(0, total[alive] + step - 0.5)
         length[alive] += 1
         alive &= total <= 5
         if not alive.any():
@@ -53,16 +54,16 @@ def test_the_detector_is_that_recursion() -> None:
         values = random.normal(level, 1, 30_000)
         total, expected = 0.0, 0
         while total <= 5:
-            total = max(0.0, total + values[expected] - 0.5)
+            total = max(0.0, total + min(max(values[expected], -LIMIT), LIMIT) - 0.5)
             expected += 1
         assert alarm(values, random) == expected
 
 
 def test_the_detector_itself_keeps_those_run_lengths() -> None:
     random = np.random.default_rng(4)
-    detector = settled(random)
+    detector = settled(random, threshold=5.0)
     state = detector.state_dict() | {"count": 10**9, "spread": 1e9}
-    for level, count, expected, within in ((0.0, 300, 930, 0.15 * 930), (1.0, 1000, 10.3, 0.5)):
+    for level, count, within in ((0.0, 100, 0.3), (1.0, 500, 0.05)):
         lengths = []
         for _ in range(count):
             detector.load_state_dict(dict(state))
@@ -70,7 +71,54 @@ def test_the_detector_itself_keeps_those_run_lengths() -> None:
             while not detector.update(random.normal(level, 1)):
                 length += 1
             lengths.append(length)
-        assert np.mean(lengths) == pytest.approx(expected, abs=within)
+        assert np.mean(lengths) == pytest.approx(runs(level, 2000, 30_000, 8, LIMIT).mean(), rel=within)
+
+
+def noise(kind: str, size: int, seed: int) -> np.ndarray:
+    """Stationary values `(size,)` of mean 0 and deviation 1."""
+    random = np.random.default_rng(seed)
+    if kind == "heavy tails":
+        return random.standard_t(3, size) / math.sqrt(3)
+    values = random.normal(0, 1, size)
+    if kind == "autocorrelated":
+        for i in range(1, size):
+            values[i] = 0.3 * values[i - 1] + math.sqrt(1 - 0.3**2) * values[i]
+    return values
+
+
+@pytest.mark.parametrize(("kind", "most"), [("normal", 2), ("heavy tails", 2), ("autocorrelated", 20)])
+def test_false_alarms_are_rare_while_nothing_changes(kind: str, most: int) -> None:
+    # 4 times 10,000 values: at most one in 20,000, among dependent values one in 2,000.
+    found = 0
+    for seed in range(4):
+        detector = Cusum()
+        found += sum(detector.update(value) for value in noise(kind, 10_000, seed))
+    assert found <= most
+
+
+def test_regimes_of_few_values_give_hardly_more() -> None:
+    false = 0
+    for seed in range(200):
+        detector = Cusum()
+        false += any(detector.update(value) for value in noise("normal", 200, seed))
+    assert false <= 3
+
+
+@pytest.mark.parametrize(("jump", "within", "share"), [(2.0, 20, 0.98), (1.0, 60, 0.75)])
+def test_a_jump_is_found_soon(jump: float, within: int, share: float) -> None:
+    found = 0
+    for seed in range(100):
+        detector, values = Cusum(), noise("normal", 100 + within, seed)
+        values[100:] += jump
+        alarms = [i for i, value in enumerate(values) if detector.update(value)]
+        found += bool(alarms) and alarms[0] >= 100
+    assert found >= 100 * share
+
+
+def test_one_outlier_is_no_rise() -> None:
+    detector, values = Cusum(), noise("normal", 300, 0)
+    values[[100, 200]] = 1e6
+    assert not any(detector.update(value) for value in values)
 
 
 def test_after_an_alarm_a_regime_is_learned_anew() -> None:
