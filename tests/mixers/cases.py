@@ -1,6 +1,6 @@
 """One row per mixer; the conformance suite runs on each."""
 
-from pliant.mixers import RGLRU, GatedLRU
+from pliant.mixers import RGLRU, SLSTM, GatedLRU
 from tests.suite import Case
 
 CASES = (
@@ -9,4 +9,6 @@ CASES = (
     Case("GatedLRU", lambda: GatedLRU(6), 6),
     Case("GatedLRU, wider, two heads, two taps", lambda: GatedLRU(4, 8, 2, conv_width=2), 4),
     Case("GatedLRU, one tap", lambda: GatedLRU(4, conv_width=1), 4),
+    Case("SLSTM", lambda: SLSTM(8), 8),
+    Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
 )

@@ -3,6 +3,7 @@
 - `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
 - `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
+- `scalar_memory`: memory of one number per unit, exponential gates and recurrent weights (sLSTM)
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
 - `mixture_quantiles`: quantiles of Gaussian mixtures
@@ -22,6 +23,7 @@ from pliant.kernels._online import (
     number_reference,
     online_moments,
 )
+from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
 
 __all__ = [
     "WIDTHS",
@@ -29,6 +31,7 @@ __all__ = [
     "ClassCounts",
     "Moments",
     "NumberScale",
+    "ScalarMemory",
     "causal_conv",
     "class_reference",
     "gated_block",
@@ -38,4 +41,5 @@ __all__ = [
     "mixture_quantiles",
     "number_reference",
     "online_moments",
+    "scalar_memory",
 ]

@@ -2,9 +2,11 @@
 
 - `RGLRU`: the gated linear recurrent unit, bare
 - `GatedLRU`: the recurrent block around it (branches, convolution, unit, projection)
+- `SLSTM`: scalar memory that reads its own output, with its convolution, gates and norm
 """
 
 from pliant.mixers.base import SequenceMixer
 from pliant.mixers.gated_lru import RGLRU, GatedLRU
+from pliant.mixers.slstm import SLSTM
 
-__all__ = ["RGLRU", "GatedLRU", "SequenceMixer"]
+__all__ = ["RGLRU", "SLSTM", "GatedLRU", "SequenceMixer"]
