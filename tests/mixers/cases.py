@@ -1,6 +1,6 @@
 """One row per mixer; the conformance suite runs on each."""
 
-from pliant.mixers import RGLRU, SLSTM, GatedLRU
+from pliant.mixers import RGLRU, SLSTM, GatedDelta, GatedLRU
 from tests.suite import Case
 
 CASES = (
@@ -9,6 +9,8 @@ CASES = (
     Case("GatedLRU", lambda: GatedLRU(6), 6),
     Case("GatedLRU, wider, two heads, two taps", lambda: GatedLRU(4, 8, 2, conv_width=2), 4),
     Case("GatedLRU, one tap", lambda: GatedLRU(4, conv_width=1), 4),
+    Case("GatedDelta", lambda: GatedDelta(6, 2, 3, 4), 6),
+    Case("GatedDelta, per channel, grouped, one tap", lambda: GatedDelta(4, 1, 2, 3, 2, 1, True, True), 4),
     Case("SLSTM", lambda: SLSTM(8), 8),
     Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
 )

@@ -3,6 +3,7 @@
 - `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
 - `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
+- `delta_rule`: a matrix per head in which the value under a key is replaced (gated delta net, KDA, GDN-2)
 - `scalar_memory`: memory of one number per unit, exponential gates and recurrent weights (sLSTM)
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
@@ -10,6 +11,7 @@
 """
 
 from pliant.kernels._causal_conv import causal_conv
+from pliant.kernels._delta_rule import delta_rule
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._gated_scan import gated_scan
 from pliant.kernels._linear_scan import linear_scan
@@ -34,6 +36,7 @@ __all__ = [
     "ScalarMemory",
     "causal_conv",
     "class_reference",
+    "delta_rule",
     "gated_block",
     "gated_block_fits",
     "gated_scan",
