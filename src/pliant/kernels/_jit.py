@@ -1,21 +1,31 @@
-"""Numba functions, cached on disk where that is possible, run on slices in a small thread pool.
+"""Numba functions, cached on disk where that is possible, run on slices in a small thread pool; and their outputs.
 
 The parallel back ends of Numba dislike forks and concurrent calls, so kernels are serial and
 `nogil`, and threads come from here.
 """
 
+import ctypes
 import inspect
+import mmap
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import numba
 import torch
+from torch import Tensor
 
 SMALL = 1 << 16
 """Elements below which starting threads costs more than it brings."""
+
+LARGE = 1 << 22
+"""Bytes from which the pages of an output are worth a thought."""
+HUGE_PAGE = 1 << 21
+POPULATE_WRITE = 23  # of madvise, Linux 5.14; Python does not name it
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -65,6 +75,44 @@ def over_slices(function: Callable[..., None], batch: int, width: int, steps: in
     function(*jobs[0])
     for job in running:
         job.result()
+
+
+def beside(other: Callable[[], None], own: Callable[[], None]) -> None:
+    """Call both at the same time, `own` in this thread."""
+    running = _threads().submit(other)
+    own()
+    running.result()
+
+
+def whole_pages(x: Tensor) -> Tensor:
+    """x, a new tensor that nothing has been written to, with large pages where the system has them.
+
+    A large output is memory that the system hands out page by page at the first write to each; with small
+    pages that takes several times as long as writing.
+    """
+    _advise(x, getattr(mmap, "MADV_HUGEPAGE", None))
+    return x
+
+
+def populate(x: Tensor) -> None:
+    """Have the memory of x handed out now, without a change to what stands there."""
+    _advise(x, POPULATE_WRITE)
+
+
+def _advise(x: Tensor, advice: int | None) -> None:
+    size = x.numel() * x.element_size()
+    if advice is None or size < LARGE or not sys.platform.startswith("linux"):
+        return
+    start = -(-x.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    # Advice that the system does not know is refused, and nothing is lost.
+    _madvise()(start, (x.data_ptr() + size) // HUGE_PAGE * HUGE_PAGE - start, advice)
+
+
+@cache
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return function
 
 
 def _threads() -> ThreadPoolExecutor:
