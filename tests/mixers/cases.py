@@ -1,6 +1,6 @@
 """One row per mixer; the conformance suite runs on each."""
 
-from pliant.mixers import RGLRU, SLSTM, GatedDelta, GatedLRU
+from pliant.mixers import MLSTM, RGLRU, SLSTM, GatedDelta, GatedLRU
 from tests.suite import Case
 
 CASES = (
@@ -11,6 +11,8 @@ CASES = (
     Case("GatedLRU, one tap", lambda: GatedLRU(4, conv_width=1), 4),
     Case("GatedDelta", lambda: GatedDelta(6, 2, 3, 4), 6),
     Case("GatedDelta, per channel, grouped, one tap", lambda: GatedDelta(4, 1, 2, 3, 2, 1, True, True), 4),
+    Case("MLSTM", lambda: MLSTM(4, 2, 8), 4),
+    Case("MLSTM, one head, blocks of two, one tap", lambda: MLSTM(3, 1, 6, conv_width=1, block_size=2), 3),
     Case("SLSTM", lambda: SLSTM(8), 8),
     Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
 )

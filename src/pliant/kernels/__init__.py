@@ -4,6 +4,7 @@
 - `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
 - `delta_rule`: a matrix per head in which the value under a key is replaced (gated delta net, KDA, GDN-2)
+- `matrix_memory`: one matrix per head that is written to and read from, with exponential gates (mLSTM)
 - `scalar_memory`: memory of one number per unit, exponential gates and recurrent weights (sLSTM)
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
@@ -15,6 +16,7 @@ from pliant.kernels._delta_rule import delta_rule
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._gated_scan import gated_scan
 from pliant.kernels._linear_scan import linear_scan
+from pliant.kernels._matrix_memory import Memory, matrix_memory
 from pliant.kernels._mixture import mixture_quantiles
 from pliant.kernels._online import (
     WIDTHS,
@@ -31,6 +33,7 @@ __all__ = [
     "WIDTHS",
     "BlockWeights",
     "ClassCounts",
+    "Memory",
     "Moments",
     "NumberScale",
     "ScalarMemory",
@@ -41,6 +44,7 @@ __all__ = [
     "gated_block_fits",
     "gated_scan",
     "linear_scan",
+    "matrix_memory",
     "mixture_quantiles",
     "number_reference",
     "online_moments",

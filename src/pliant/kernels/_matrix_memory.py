@@ -1,0 +1,848 @@
+"""Matrix memory of the mLSTM: outer products of keys and values, exponential gates, and a stabilizer.
+
+    m_t = max(log f_t + m_{t-1}, log i_t)                              stabilizer
+    f'_t = exp(log f_t + m_{t-1} - m_t),  i'_t = exp(log i_t - m_t)    gates in units of e^m, both about 1 at most
+    C_t = f'_t C_{t-1} + i'_t (k_t / √K) v_tᵀ                          memory
+    n_t = f'_t n_{t-1} + i'_t (k_t / √K)                               normalizer
+    h_t = q_tᵀ C_t / (max(|q_tᵀ n_t|, exp(-m_t)) + ε)
+
+for each head by itself. A fresh memory is C = n = m = 0, and a reset at t replaces C, n and m of t-1 by that.
+
+Within a chunk, D_ts = i'_s f'_{s+1} … f'_t is a matrix that needs no logarithms and cannot overflow, so
+
+    q_tᵀ C_t = Σ_{s≤t} D_ts (q_tᵀ k_s) v_s + f'_1 … f'_t q_tᵀ C_0,
+
+and likewise with n, which is what C would be for one more value that is always 1.
+
+Source: Beck et al. 2024, xLSTM, arXiv:2405.04517, section 2.3 and appendix A; lram-xlstm.md 2.1. Rows of C are keys,
+columns values, and it is the key that is scaled. ε stands beside the stabilized normalizer, as in the code of xlstm
+2.0.6; its gradient by way of m is kept.
+Cost, with chunks of L steps: O(B H T (L (K + V) + K V)) time; the backward pass keeps C at T / L places.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pliant.core import UsageError
+from pliant.kernels._jit import jit_fast, over_slices
+from pliant.kernels.select import select
+
+LOWEST = -1e30
+"""Stands for the logarithm of a closed input gate, which must not be infinite: m could be."""
+
+SLAB = 1 << 21
+"""Bytes of keys, values and memory that are worked on together, so that they stay near the processor."""
+
+
+class Memory(NamedTuple):
+    """C `(B, H, K, V)`, n `(B, H, K)` and m `(B, H)` of the equations above, at least float32."""
+
+    C: Tensor
+    n: Tensor
+    m: Tensor
+
+
+def matrix_memory(
+    q: Float[Tensor, "B T H K"],
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    log_input: Float[Tensor, "B T H"],
+    log_forget: Float[Tensor, "B T H"],
+    state: tuple[Tensor, Tensor, Tensor] | None = None,
+    *,
+    reset: Bool[Tensor, "B T"] | None = None,
+    mask: Bool[Tensor, "B T"] | None = None,
+    chunk: int | None = None,
+    eps: float = 1e-6,
+    form: str | None = None,
+) -> tuple[Float[Tensor, "B T H V"], Memory]:
+    """Write to and read from one matrix per head, along axis 1.
+
+    Args:
+        q, k: queries and keys, `(B, T, H, K)`; the key is divided by √K here.
+        v: values, `(B, T, H, V)`.
+        log_input: logarithm of the input gate, `(B, T, H)` in nats; for the exponential gate the pre-activation
+            itself, for a sigmoid gate its logsigmoid.
+        log_forget: logarithm of the forget gate, `(B, T, H)` in nats, as of logsigmoid; -inf forgets everything.
+        state: (C, n, m), see `Memory`; None means fresh.
+        reset: `(B, T)`, true where the memory is dropped before the step; None means nowhere.
+        mask: `(B, T)`, false where the step does not exist; h is zero there. None means that all exist.
+        chunk: steps in a chunk at most; None chooses by K and V. The result depends on it by rounding only.
+        eps: ε above.
+        form: `"loop"` (readable), `"parallel"` (O(T²)), `"chunkwise"` (plain torch), `"numba"` (CPU); None chooses.
+
+    Returns:
+        h: `(B, T, H, V)` in the dtype of `v`.
+        state: the memory after the last step, computed and returned in at least float32.
+
+    Raises:
+        UsageError: shapes do not fit, or `chunk` is not positive.
+    """
+    _check(q, k, v, log_input, log_forget, state, reset, mask, chunk)
+    forms = {"loop": memory_loop, "parallel": _parallel, "chunkwise": _chunkwise, "numba": _fast}
+    steps = q.shape[1]
+    if form is None and steps <= 1:
+        form = "loop"  # one step is plain torch, so that a step can be exported and costs no detour
+    elif form is None and (q.device.type != "cpu" or torch.compiler.is_exporting()):
+        form = "chunkwise"
+    run = select("matrix_memory", forms, q, form)
+    given = (q, k, v, log_input, log_forget, *(() if state is None else state))
+    wide = torch.float32
+    for x in given:
+        wide = torch.promote_types(wide, x.dtype)
+    memory = _fresh(q, v, wide) if state is None else Memory(*(x.to(wide) for x in state))
+    if not steps:
+        return v, memory
+    size = _chunk_size(q.shape[-1], v.shape[-1]) if chunk is None else chunk
+    h, memory = run(*(x.to(wide) for x in given[:5]), memory, reset, mask, size, eps)
+    return h.to(v.dtype), memory
+
+
+def _fresh(q: Tensor, v: Tensor, dtype: torch.dtype) -> Memory:
+    batch, _, heads, keys = q.shape
+    shapes = ((batch, heads, keys, v.shape[-1]), (batch, heads, keys), (batch, heads))
+    return Memory(*(q.new_zeros(shape, dtype=dtype) for shape in shapes))
+
+
+def _chunk_size(keys: int, values: int) -> int:
+    """Steps per chunk that were fastest, forward and backward, on one core: the work within chunks grows with them,
+    and that between them, and what the backward pass keeps, shrinks."""
+    width = max(keys, values)
+    return 32 if width <= 32 else 64 if width <= 128 else 128
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    state: tuple[Tensor, Tensor, Tensor] | None,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int | None,
+) -> None:
+    if q.ndim != 4 or k.shape != q.shape or v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise UsageError(
+            f"matrix_memory: q, k and v are {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; "
+            f"expected (B, T, H, K) twice and (B, T, H, V)"
+        )
+    batch, _, heads, keys = q.shape
+    expected = {"log_input": (log_input, q.shape[:3]), "log_forget": (log_forget, q.shape[:3])}
+    if state is not None:
+        shapes = ((batch, heads, keys, v.shape[-1]), (batch, heads, keys), (batch, heads))
+        expected |= {
+            f"{name} of the state": (x, torch.Size(s)) for name, x, s in zip(Memory._fields, state, shapes, strict=True)
+        }
+    expected |= {
+        name: (x, q.shape[:2]) for name, x in (("reset", reset), ("mask", mask)) if x is not None
+    }  # fmt: skip
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            raise UsageError(f"matrix_memory: {name} is {tuple(x.shape)}, expected {tuple(shape)}")
+    if chunk is not None and chunk < 1:
+        raise UsageError(f"matrix_memory: chunk is {chunk}, expected at least 1 step")
+
+
+def _floor(m: Tensor) -> Tensor:
+    """exp(-m), short of overflow."""
+    return torch.exp(-m.clamp(min=-_limit(m.dtype)))
+
+
+def _limit(dtype: torch.dtype) -> float:
+    return 0.9 * math.log(torch.finfo(dtype).max)
+
+
+# The readable form.
+
+
+def memory_loop(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    """The equations as they are written above; shapes as in `matrix_memory`, `chunk` is of no use here."""
+    hs = []
+    if mask is not None:  # not even their gradient may read masked steps
+        q, k, v = (torch.where(mask[..., None, None], x, 0) for x in (q, k, v))
+        log_input, log_forget = (torch.where(mask[..., None], x, 0) for x in (log_input, log_forget))
+    log_input, k = log_input.clamp(min=LOWEST), k * k.shape[-1] ** -0.5
+    for t in range(q.shape[1]):
+        if reset is not None:
+            memory = Memory(*(torch.where(_beside(reset[:, t], x), 0, x) for x in memory))
+        h, after = _step(q[:, t], k[:, t], v[:, t], log_input[:, t], log_forget[:, t], memory, eps)
+        if mask is not None:
+            exists = mask[:, t]
+            h = torch.where(_beside(exists, h), h, 0)
+            after = Memory(*(torch.where(_beside(exists, x), x, old) for x, old in zip(after, memory, strict=True)))
+        memory = after
+        hs.append(h)
+    return torch.stack(hs, 1), memory
+
+
+def _step(
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: Memory, eps: float
+) -> tuple[Tensor, Memory]:
+    C, n, m_before = memory
+    carried = log_forget + m_before
+    m = torch.maximum(carried, log_input)
+    keep = torch.exp(carried - m)[..., None]
+    key = torch.exp(log_input - m)[..., None] * k
+    C = torch.addcmul(keep[..., None] * C, key[..., None], v[..., None, :])
+    n = torch.addcmul(key, keep, n)
+    scale = torch.maximum((q * n).sum(-1).abs(), _floor(m)) + eps
+    return (q[..., None, :] @ C).squeeze(-2) / scale[..., None], Memory(C, n, m)
+
+
+def _beside(flag: Tensor, x: Tensor) -> Tensor:
+    """`flag` `(B,)` shaped so that it broadcasts over the other axes of x."""
+    return flag.reshape(-1, *[1] * (x.ndim - 1))
+
+
+# Many steps at once, in plain torch: one chunk is the parallel form, and several, one after the other, the chunkwise.
+
+
+def _parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    return _chunkwise(q, k, v, log_input, log_forget, memory, reset, mask, q.shape[1], eps)
+
+
+def _chunkwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    log_input = log_input.clamp(min=LOWEST)
+    if mask is not None:
+        q, k, v = (torch.where(mask[..., None, None], x, 0) for x in (q, k, v))
+        log_input = torch.where(mask[..., None], log_input, -torch.inf)
+        log_forget = torch.where(mask[..., None], log_forget, 0)
+    # Heads before time, as products of matrices want it.
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2) * k.shape[-1] ** -0.5, v.transpose(1, 2)
+    log_input, log_forget = log_input.mT, log_forget.mT
+    hs = []
+    for start in range(0, q.shape[2], chunk):
+        part = slice(start, start + chunk)
+        since = None if reset is None else reset[:, part]
+        h, memory = _one_chunk(
+            q[:, :, part], k[:, :, part], v[:, :, part], log_input[..., part], log_forget[..., part], memory, since, eps
+        )
+        hs.append(h)
+    h = torch.cat(hs, 2).transpose(1, 2)
+    return h if mask is None else torch.where(mask[..., None, None], h, 0), memory
+
+
+def _one_chunk(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    """All steps of a chunk; q, k `(B, H, L, K)`, v `(B, H, L, V)`, gates `(B, H, L)`, reset `(B, L)`."""
+    C, n, m_before = memory
+    steps = q.shape[2]
+    later = torch.ones(steps, steps, dtype=torch.bool, device=q.device).tril(-1)
+    # log f_{s+1} + … + log f_t at [t, s]: sums, since differences of sums would cancel.
+    between = torch.where(later, log_forget[..., None], 0).cumsum(-2)
+    log_decay = between + log_input[..., None, :]
+    from_start = log_forget.cumsum(-1) + m_before[..., None]
+    if reset is None:
+        unbroken = None
+        log_decay = log_decay.masked_fill(~later & ~torch.eye(steps, dtype=torch.bool, device=q.device), -torch.inf)
+        base = from_start
+    else:
+        episode = reset.long().cumsum(-1)
+        unbroken = (episode == 0)[:, None]
+        same = (episode[:, :, None] == episode[:, None, :]) & ~later.mT
+        log_decay = log_decay.masked_fill(~same[:, None], -torch.inf)
+        # The sum from the latest reset on, where m starts at zero.
+        place = torch.where(reset, torch.arange(steps, device=q.device), 0).cummax(-1).values
+        place = place[:, None].expand_as(log_forget)
+        since = between.gather(-1, place[..., None]).squeeze(-1) + log_forget.gather(-1, place)
+        base = torch.where(unbroken, from_start, since)
+    m = torch.maximum(base, log_decay.amax(-1))
+    decay = torch.exp(log_decay - m[..., None])
+    keep = torch.exp(base - m)
+    read, read_n = q @ C, q @ n[..., None]
+    if unbroken is not None:
+        keep = torch.where(unbroken, keep, 0)
+        read, read_n = (torch.where(unbroken[..., None], x, 0) for x in (read, read_n))
+    weights = (q @ k.mT) * decay
+    total = weights.sum(-1) + keep * read_n.squeeze(-1)
+    h = (weights @ v + keep[..., None] * read) / (torch.maximum(total.abs(), _floor(m)) + eps)[..., None]
+    last = keep[..., -1:]
+    if unbroken is not None:
+        C, n = torch.where(unbroken[..., -1:, None], C, 0), torch.where(unbroken[..., -1:], n, 0)
+    key = k * decay[..., -1, :, None]
+    return h, Memory(last[..., None] * C + key.mT @ v, last * n + key.sum(-2), m[..., -1])
+
+
+# The fast form: products of matrices by torch, for a slab of chunks at a time, and all that is between them by Numba.
+# Rows of `(R, ...)` are the B H memories, c counts chunks of all rows in the slab. Values have a last column of ones,
+# so that the last column of the memory is n. What a carried memory would be multiplied by zero for is not read, since
+# it need not be finite. Loops run over slices, see over_slices.
+
+
+@jit_fast
+def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    # In float64, so that f' and i' fit the m that is kept, however it is rounded.
+    steps, heads = log_input.shape[1:]
+    for r in range(b0, b1):
+        b, h = r // heads, r % heads
+        before = np.float64(m0[b, h])
+        for t in range(m.shape[1]):
+            exists = t < steps and mask[b, t]
+            fresh = t < steps and reset[b, t]
+            if fresh:
+                before = np.float64(0)
+            keep[r, t], enter[r, t] = 1, 0
+            if exists:
+                carried, entering = np.float64(log_forget[b, t, h]) + before, np.float64(log_input[b, t, h])
+                m[r, t] = max(carried, entering)
+                keep[r, t], enter[r, t] = math.exp(carried - m[r, t]), math.exp(entering - m[r, t])
+            else:
+                m[r, t] = before
+            if fresh:
+                keep[r, t] = 0
+            before = np.float64(m[r, t])
+
+
+@jit_fast
+def _gates_back(log_input, log_forget, reset, mask, m0, m, dm, dinput, dforget, dlog_input, dlog_forget, dm0,  # type: ignore[no-untyped-def]
+                b0, b1, d0, d1):  # fmt: skip
+    # dm0 carries the gradient to m that flows back from step t + 1.
+    steps, heads = log_input.shape[1:]
+    for r in range(b0, b1):
+        b, h = r // heads, r % heads
+        back = dm0[b, h]
+        for t in range(steps - 1, -1, -1):
+            dlog_input[b, t, h] = dlog_forget[b, t, h] = 0
+            before = np.float64(0.0 if reset[b, t] else m[r, t - 1] if t else m0[b, h])
+            if mask[b, t]:
+                back += dm[r, t]
+                carried, entering = np.float64(log_forget[b, t, h]) + before, np.float64(log_input[b, t, h])
+                # Equal ones share, as with torch.maximum.
+                taken = back * m0.dtype.type(1.0 if entering > carried else 0.5 if entering == carried else 0.0)
+                dlog_input[b, t, h] = dinput[r, t] + taken
+                back -= taken
+                dlog_forget[b, t, h] = dforget[r, t] + back
+            if reset[b, t]:
+                back = m0.dtype.type(0)
+        dm0[b, h] = back
+
+
+@jit_fast
+def _load(q, k, v, mask, scale, start, q_, k_, v_, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    steps, heads, keys = q.shape[1:]
+    values = v.shape[3]
+    size = q_.shape[1]
+    chunks = q_.shape[0] // (q.shape[0] * heads)
+    for c in range(b0, b1):
+        r = c // chunks
+        b, h = r // heads, r % heads
+        for i in range(size):
+            t = start + (c % chunks) * size + i
+            v_[c, i, values] = 1
+            if t < steps and mask[b, t]:
+                for j in range(keys):
+                    q_[c, i, j] = q[b, t, h, j]
+                for j in range(keys):
+                    k_[c, i, j] = k[b, t, h, j] * scale
+                for j in range(values):
+                    v_[c, i, j] = v[b, t, h, j]
+            else:
+                q_[c, i] = 0
+                k_[c, i] = 0
+                v_[c, i, :values] = 0
+
+
+@jit_fast
+def _next_row(row, i, keep, enter, tiny):  # type: ignore[no-untyped-def]
+    """Row i of D from row i - 1."""
+    zero = row.dtype.type(0)
+    for s in range(i):
+        x = keep * row[s]
+        row[s] = x if x > tiny else zero  # what is no normal number would make processors slow
+    row[i] = enter
+
+
+@jit_fast
+def _weigh(scores, k_, keep, enter, tiny, start, inside, leaving, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    """Scores times D, in place; `inside`: how much of the carried memory is left; `leaving`: keys as C sees them."""
+    size = scores.shape[1]
+    chunks = scores.shape[0] // keep.shape[0]
+    row, zero, one = np.empty(size, scores.dtype), scores.dtype.type(0), scores.dtype.type(1)
+    for c in range(b0, b1):
+        r, first = c // chunks, start + (c % chunks) * size
+        left = one
+        for i in range(size):
+            f = keep[r, first + i]
+            _next_row(row, i, f, enter[r, first + i], tiny)
+            left = left * f if left * f > tiny else zero
+            inside[c, i] = left
+            for s in range(i + 1):
+                scores[c, i, s] *= row[s]
+            for s in range(i + 1, size):
+                scores[c, i, s] = 0
+        for s in range(size):
+            for j in range(k_.shape[2]):
+                leaving[c, s, j] = k_[c, s, j] * row[s]
+
+
+@jit_fast
+def _carry(memory, inside, carried, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    """From what each chunk adds to the memory, the memory before each chunk, in place, and after the last one."""
+    chunks = memory.shape[0] // carried.shape[0]
+    for r in range(b0, b1):
+        for c in range(r * chunks, (r + 1) * chunks):
+            keep = inside[c, -1]
+            for j in range(carried.shape[1]):
+                added = memory[c, j]
+                memory[c, j] = carried[r, j]
+                carried[r, j] = added + keep * carried[r, j] if keep else added
+
+
+@jit_fast
+def _read(near, far, inside, m, mask, eps, limit, start, h, total, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    steps, heads, values = h.shape[1:]
+    size, one = near.shape[1], near.dtype.type(1)
+    chunks = near.shape[0] // m.shape[0]
+    for c in range(b0, b1):
+        r = c // chunks
+        b, head = r // heads, r % heads
+        for i in range(size):
+            t = start + (c % chunks) * size + i
+            if t >= steps:
+                break
+            if not mask[b, t]:
+                h[b, t, head] = 0
+                total[r, t] = 0
+                continue
+            if inside[c, i]:
+                for j in range(values + 1):
+                    near[c, i, j] += inside[c, i] * far[c, i, j]
+            total[r, t] = near[c, i, values]
+            floor = m.dtype.type(math.exp(min(-m[r, t], limit)))
+            scale = one / (max(abs(total[r, t]), floor) + eps)
+            for j in range(values):
+                h[b, t, head, j] = near[c, i, j] * scale
+
+
+@jit_fast
+def _read_back(grad, h, total, m, mask, eps, limit, start, back, dm, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    """Gradients of what was read, before the division; and of m, for a fixed memory in units of 1."""
+    steps, heads, values = h.shape[1:]
+    size, zero, one = back.shape[1], back.dtype.type(0), back.dtype.type(1)
+    chunks = back.shape[0] // m.shape[0]
+    for c in range(b0, b1):
+        r = c // chunks
+        b, head = r // heads, r % heads
+        for i in range(size):
+            t = start + (c % chunks) * size + i
+            if t >= steps or not mask[b, t]:
+                back[c, i] = 0
+                continue
+            floor = m.dtype.type(math.exp(min(-m[r, t], limit)))
+            size_of = abs(total[r, t])
+            scale = one / (max(size_of, floor) + eps)
+            along = zero
+            for j in range(values):
+                along += grad[b, t, head, j] * h[b, t, head, j]
+                back[c, i, j] = grad[b, t, head, j] * scale
+            along *= scale
+            back[c, i, values] = 0
+            if size_of > floor:
+                back[c, i, values] = -along if total[r, t] > 0 else along
+            dm[r, t] = -along * eps
+
+
+@jit_fast
+def _weigh_back(scores, dweights, q_, keep, enter, tiny, start, inside, last, reading, dinput, dforget,  # type: ignore[no-untyped-def]
+                b0, b1, d0, d1):  # fmt: skip
+    """Scores become weights and gradients of weights those of scores, in place; gradients of log gates within chunks.
+
+    `last`: the last row of D; `reading`: queries as the carried memory sees them.
+    """
+    size = scores.shape[1]
+    chunks = scores.shape[0] // keep.shape[0]
+    both, down = np.empty((size, size), scores.dtype), np.empty(size, scores.dtype)
+    zero, one = scores.dtype.type(0), scores.dtype.type(1)
+    for c in range(b0, b1):
+        r, first = c // chunks, start + (c % chunks) * size
+        row = last[c]
+        left = one
+        for i in range(size):
+            f = keep[r, first + i]
+            _next_row(row, i, f, enter[r, first + i], tiny)
+            left = left * f if left * f > tiny else zero
+            inside[c, i] = left
+            for j in range(q_.shape[2]):
+                reading[c, i, j] = q_[c, i, j] * left
+            for s in range(i + 1):
+                scores[c, i, s] *= row[s]
+                both[i, s] = scores[c, i, s] * dweights[c, i, s]
+                dweights[c, i, s] *= row[s]
+            for s in range(i + 1, size):
+                scores[c, i, s] = 0
+                dweights[c, i, s] = 0
+        # log f_t is in D_τs wherever s < t <= τ.
+        down[:] = 0
+        for i in range(size - 1, -1, -1):
+            for s in range(i + 1):
+                down[s] += both[i, s]
+            across = zero
+            for s in range(i):
+                across += down[s]
+            dforget[r, first + i] = across
+        for s in range(size):
+            dinput[r, first + s] = down[s]
+
+
+@jit_fast
+def _carry_back(back, memory, first, inside, carried, dlast, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    """From the gradient that each chunk's reading adds, that of the memory after each chunk, in place."""
+    chunks, zero = back.shape[0] // carried.shape[0], back.dtype.type(0)
+    for r in range(b0, b1):
+        for n in range(chunks - 1, -1, -1):
+            c = r * chunks + n
+            keep = inside[c, -1]
+            along = zero
+            for j in range(carried.shape[1]):
+                added = back[c, j]
+                back[c, j] = carried[r, j]
+                if keep:
+                    along += carried[r, j] * memory[r, first + n, j]
+                carried[r, j] = added + keep * carried[r, j]
+            dlast[c] = keep * along
+
+
+@jit_fast
+def _write_back(near_q, near_k, near_v, far_q, far_k, far_v, q_, k_, inside, last, dlast, mask, scale, start,  # type: ignore[no-untyped-def]
+                dq, dk, dv, dinput, dforget, b0, b1, d0, d1):  # fmt: skip
+    steps, heads, keys = dq.shape[1:]
+    values = dv.shape[3]
+    size, zero = near_q.shape[1], near_q.dtype.type(0)
+    chunks = near_q.shape[0] // dinput.shape[0]
+    for c in range(b0, b1):
+        r, first = c // chunks, start + (c % chunks) * size
+        b, h = r // heads, r % heads
+        reads, writes = zero, zero
+        for i in range(size):
+            t = first + i
+            dforget[r, t] += dlast[c] + writes
+            along = zero
+            for j in range(keys):
+                along += k_[c, i, j] * far_k[c, i, j]
+            dinput[r, t] += along * last[c, i]
+            writes += along * last[c, i]
+            if t >= steps:
+                continue
+            exists = mask[b, t]
+            for j in range(keys):
+                dk[b, t, h, j] = (near_k[c, i, j] + last[c, i] * far_k[c, i, j]) * scale if exists else zero
+            for j in range(values):
+                dv[b, t, h, j] = near_v[c, i, j] + last[c, i] * far_v[c, i, j] if exists else zero
+        for i in range(size - 1, -1, -1):
+            t = first + i
+            f = inside[c, i]
+            if f:
+                along = zero
+                for j in range(keys):
+                    along += q_[c, i, j] * far_q[c, i, j]
+                    near_q[c, i, j] += f * far_q[c, i, j]
+                reads += along * f
+            dforget[r, t] += reads
+            if t < steps:
+                for j in range(keys):
+                    dq[b, t, h, j] = near_q[c, i, j] if mask[b, t] else zero
+
+
+class _Plan(NamedTuple):
+    """How a call is cut: B, T, H, K, V, steps per chunk, number of chunks, chunks per slab."""
+
+    batch: int
+    steps: int
+    heads: int
+    keys: int
+    values: int
+    size: int
+    chunks: int
+    slab: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.heads
+
+
+def _plan(q: Tensor, v: Tensor, chunk: int) -> _Plan:
+    batch, steps, heads, keys = q.shape
+    values = v.shape[-1]
+    chunks = -(-steps // chunk)
+    size = -(-steps // chunks)  # chunks of the same length, so that little is left over
+    held = batch * heads * (size * max(size, keys, values) + keys * values) * q.element_size()
+    return _Plan(batch, steps, heads, keys, values, size, chunks, min(chunks, max(1, SLAB // max(held, 1))))
+
+
+class _Slab:
+    """Some chunks of all rows, with their inputs in one piece."""
+
+    def __init__(self, plan: _Plan, arrays: "_Arrays", first: int):
+        self.first, self.chunks = first, min(plan.slab, plan.chunks - first)
+        self.start = first * plan.size
+        self.count = plan.rows * self.chunks
+        self.work = plan.size * max(plan.size, plan.keys, plan.values)
+        self.plan, self.like = plan, arrays.like
+        self.q, self.k, self.v = (self.empty(plan.size, n) for n in (plan.keys, plan.keys, plan.values + 1))
+        self.each(_load, arrays.q, arrays.k, arrays.v, arrays.mask, arrays.scale, self.start, self.q, self.k, self.v)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(self.count, *shape, dtype=self.like.dtype)
+
+    def each(self, kernel: Callable[..., None], *given: Any) -> None:
+        """Run `kernel` over all chunks of the slab."""
+        _run(kernel, self.count, self.work, *given)
+
+
+class _Arrays:
+    """What the kernels read besides a slab's own, and the gates; zeros and ones in the float type of the call."""
+
+    def __init__(self, plan: _Plan, tensors: tuple[Tensor, ...], reset: Tensor | None, mask: Tensor | None, eps: float):
+        q, k, v, log_input, log_forget, m0 = tensors
+        self.like, scalar = q, torch.finfo(q.dtype)
+        number = np.float32 if q.dtype == torch.float32 else np.float64
+        self.scale, self.eps, self.tiny = (number(x) for x in (plan.keys**-0.5, eps, scalar.tiny))
+        self.limit = number(_limit(q.dtype))
+        self.q, self.k, self.v = _array(q), _array(k), _array(v)
+        shape = (plan.batch, plan.steps)
+        self.reset = np.zeros(shape, np.bool_) if reset is None else _array(reset)
+        self.mask = np.ones(shape, np.bool_) if mask is None else _array(mask)
+        self.log_input, self.log_forget, self.m0 = _array(log_input), _array(log_forget), _array(m0)
+        self.keep, self.enter, self.m = (np.empty((plan.rows, plan.chunks * plan.size), number) for _ in range(3))
+        given = (self.log_input, self.log_forget, self.reset, self.mask, self.m0, self.keep, self.enter, self.m)
+        _run(_gates, plan.rows, 8 * plan.steps, *given)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().numpy()
+
+
+def _run(kernel: Callable[..., None], rows: int, work: int, *given: Any) -> None:
+    arrays = [x.numpy() if isinstance(x, Tensor) else x for x in given]
+    over_slices(lambda *part: kernel(*arrays, *part), rows, 1, work)
+
+
+@torch.library.custom_op("pliant::matrix_memory", mutates_args=(), device_types="cpu")
+def _memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Tensor,
+    m0: Tensor,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h, memory and m after the last step; for the backward pass, qᵀn `(R, T)` and the memory before each chunk."""
+    plan = _plan(q, v, chunk)
+    arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
+    matrix = (plan.keys, plan.values + 1)
+    h, total = torch.empty(v.shape, dtype=v.dtype), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
+    starts = torch.empty(plan.rows, plan.chunks if differentiable else 0, *matrix, dtype=v.dtype)
+    carried = memory.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
+    for first in range(0, plan.chunks, plan.slab):
+        slab = _Slab(plan, arrays, first)
+        weights = torch.bmm(slab.q, slab.k.mT)
+        inside, leaving = slab.empty(plan.size), torch.empty_like(slab.k)
+        slab.each(
+            _weigh, weights, slab.k, arrays.keep, arrays.enter, arrays.tiny, slab.start, inside, leaving
+        )  # fmt: skip
+        before = torch.bmm(leaving.mT, slab.v)
+        _run(_carry, plan.rows, slab.chunks * carried.shape[1], before.flatten(1), inside, carried)
+        near, far = torch.bmm(weights, slab.v), torch.bmm(slab.q, before)
+        slab.each(
+            _read, near, far, inside, arrays.m, arrays.mask, arrays.eps, arrays.limit, slab.start, h, total
+        )  # fmt: skip
+        if differentiable:
+            starts[:, first : first + slab.chunks] = before.unflatten(0, (plan.rows, slab.chunks))
+    m = torch.from_numpy(arrays.m[:, plan.steps - 1].copy())
+    return h, carried.reshape(memory.shape), m.reshape(m0.shape), total, starts
+
+
+@torch.library.custom_op("pliant::matrix_memory_backward", mutates_args=(), device_types="cpu")
+def _memory_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Tensor,
+    m0: Tensor,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+    h: Tensor,
+    last: Tensor,
+    total: Tensor,
+    starts: Tensor,
+    grad_h: Tensor,
+    grad_last: Tensor,
+    grad_m: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the first seven arguments."""
+    plan = _plan(q, v, chunk)
+    arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dm, dinput, dforget = (np.zeros_like(arrays.m) for _ in range(3))
+    grads = _Gradients(dq, dk, dv, dm, dinput, dforget)
+    carried = grad_last.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
+    read = (_array(grad_h), _array(h), _array(total))
+    for first in reversed(range(0, plan.chunks, plan.slab)):
+        _slab_back(_Slab(plan, arrays, first), arrays, read, starts.flatten(2), carried, grads)
+    dmemory = carried.reshape(memory.shape)
+    # Of m at the end and at the start: the memory is in units of e^m.
+    back = grad_m - _products(grad_last, last)
+    dlog_input, dlog_forget = (torch.empty(x.shape, dtype=x.dtype) for x in (log_input, log_forget))
+    dm0 = back.contiguous()
+    given = (arrays.log_input, arrays.log_forget, arrays.reset, arrays.mask, arrays.m0, arrays.m, dm, dinput, dforget)
+    _run(_gates_back, plan.rows, 8 * plan.steps, *given, dlog_input, dlog_forget, dm0)
+    return dq, dk, dv, dlog_input, dlog_forget, dmemory, dm0 + _products(dmemory, memory)
+
+
+class _Gradients(NamedTuple):
+    """Where gradients are written: `(B, T, H, ...)` of q, k, v, and `(R, T)` of m, log i and log f."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    m: np.ndarray
+    log_input: np.ndarray
+    log_forget: np.ndarray
+
+
+def _products(gradient: Tensor, memory: Tensor) -> Tensor:
+    """Sums of products per head; what has no gradient need not be finite."""
+    return (gradient * torch.where(gradient == 0, 0, memory)).sum((-2, -1))
+
+
+def _slab_back(
+    slab: _Slab, arrays: _Arrays, read: tuple[np.ndarray, ...], starts: Tensor, carried: Tensor, grads: _Gradients
+) -> None:
+    """Write the gradients of the inputs of a slab; `carried`, of the memory after it, becomes that before it."""
+    plan, size = slab.plan, slab.plan.size
+    back = torch.empty_like(slab.v)
+    slab.each(
+        _read_back, *read, arrays.m, arrays.mask, arrays.eps, arrays.limit, slab.start, back, grads.m
+    )  # fmt: skip
+    scores, dscores = torch.bmm(slab.q, slab.k.mT), torch.bmm(back, slab.v.mT)
+    inside, last, reading, dlast = slab.empty(size), slab.empty(size), torch.empty_like(slab.q), slab.empty()
+    gates = (arrays.keep, arrays.enter, arrays.tiny, slab.start)
+    slab.each(
+        _weigh_back, scores, dscores, slab.q, *gates, inside, last, reading, grads.log_input, grads.log_forget
+    )  # fmt: skip
+    after = torch.bmm(reading.mT, back)
+    work = slab.chunks * carried.shape[1]
+    _run(_carry_back, plan.rows, work, after.flatten(1), starts, slab.first, inside, carried, dlast)
+    before = starts[:, slab.first : slab.first + slab.chunks].reshape(after.shape)
+    near = (torch.bmm(dscores, slab.k), torch.bmm(dscores.mT, slab.q), torch.bmm(scores.mT, back[..., :-1]))
+    far = (torch.bmm(back, before.mT), torch.bmm(slab.v, after.mT), torch.bmm(slab.k, after[..., :-1]))
+    rest = (slab.q, slab.k, inside, last, dlast, arrays.mask, arrays.scale, slab.start)
+    slab.each(_write_back, *near, *far, *rest, grads.q, grads.k, grads.v, grads.log_input, grads.log_forget)
+
+
+@_memory.register_fake
+def _(  # type: ignore[no-untyped-def]
+    q, k, v, log_input, log_forget, memory, m0, reset, mask, chunk, eps, differentiable
+):
+    batch, steps, heads, _ = q.shape
+    chunks = (steps + chunk - 1) // chunk if differentiable else 0
+    return (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        torch.empty_like(memory, memory_format=torch.contiguous_format),
+        torch.empty_like(m0, memory_format=torch.contiguous_format),
+        v.new_empty(batch * heads, steps),
+        v.new_empty(batch * heads, chunks, *memory.shape[2:]),
+    )
+
+
+@_memory_backward.register_fake
+def _(  # type: ignore[no-untyped-def]
+    q, k, v, log_input, log_forget, memory, m0, reset, mask, chunk, eps, h, last, total, starts, grad_h, grad_last,
+    grad_m,
+):  # fmt: skip
+    given = (q, k, v, log_input, log_forget, memory, m0)
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in given)
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.chunk, ctx.eps, _ = inputs
+    h, last, _, total, starts = output
+    ctx.mark_non_differentiable(total, starts)
+    ctx.save_for_backward(*tensors, h, last, total, starts)
+
+
+def _gradients(ctx, grad_h, grad_last, grad_m, *_):  # type: ignore[no-untyped-def]
+    *tensors, h, last, total, starts = ctx.saved_tensors
+    grads = [torch.zeros_like(x) if g is None else g for x, g in ((h, grad_h), (last, grad_last), (tensors[6], grad_m))]
+    found = _memory_backward(*tensors, ctx.chunk, ctx.eps, h, last, total, starts, *grads)
+    return *found, None, None, None, None, None
+
+
+_memory.register_autograd(_gradients, setup_context=_keep)
+
+
+def _fast(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    joined = torch.cat([memory.C, memory.n[..., None]], -1)
+    given = (q, k, v, log_input.clamp(min=LOWEST), log_forget, joined, memory.m)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    h, last, m, _, _ = _memory(*given, reset, mask, chunk, eps, differentiable)
+    return h, Memory(last[..., :-1], last[..., -1], m)
