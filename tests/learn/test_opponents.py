@@ -9,9 +9,11 @@ import torch
 from pliant.core import Answer, Question, UsageError
 from pliant.core.pack import differences
 from pliant.learn import Frozen, Majority, NoChange, Retrained
+from pliant.learn.opponents import _merged
 from pliant.streams import Stream
 from tests.learn.worlds import CLASSES, Signs, items, late, learner, run
 from tests.learn.worlds import life as new_life
+from tests.streams.test_series import drain, world
 
 
 def test_majority_is_the_estimator_of_krichevsky_and_trofimov() -> None:
@@ -154,3 +156,25 @@ def test_arguments_out_of_range_are_refused() -> None:
         Frozen(learner(Signs()), after=-1)
     with pytest.raises(UsageError, match="window"):
         Retrained(lambda k: learner(Signs()), every=1, window=0, passes=1)
+
+
+@pytest.mark.parametrize("most", [1, 4, 100])
+def test_neighbors_about_the_same_streams_are_one_question(most: int) -> None:
+    here = world(50, 3, 1, 0, 2, seed=4)
+    asked: dict[int, Question] = {}
+    pairs = []
+    for batch in drain(here.stream()):
+        pairs += [
+            (asked[answer.time], answer) for answer in batch.answers if answer.rows.equal(asked[answer.time].rows)
+        ]
+        if batch.question is not None:
+            asked[batch.question.time] = batch.question
+    merged = _merged(pairs, most)
+    assert (len(merged) == len(pairs)) == (most == 1)
+    for place in (0, 1):  # questions, answers: what stands in them is the same, in the same order
+        for part in range(3):
+            before, after = (torch.cat([one[place][part][0] for one in some]) for some in (pairs, merged))
+            torch.testing.assert_close(before, after, equal_nan=True)
+    for question, answer in merged:
+        assert question.mask.shape == answer.target_mask.shape and question.time == answer.time
+        assert question.mask.numel() <= max(most, 2)

@@ -151,3 +151,19 @@ def test_arguments_out_of_range_are_refused() -> None:
     for name in ("every", "window", "iterations"):
         with pytest.raises(UsageError, match=name):
             boosting(of, **{name: 0})
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_a_column_without_any_value_in_the_window_is_no_obstacle(task: str) -> None:
+    features, classes = (Column("a"), Column("b")), ("0", "1") if task == "classify" else ()
+    of = Columns(task, features, ("y",), classes)  # type: ignore[arg-type]
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(1, 200, 3))
+    inputs[0, 1:, 2] = inputs[0, :-1, 0] > 0  # the newest known label
+    inputs[:, :150, 1], inputs[0, 0, 2] = np.nan, np.nan
+    one = Boosting(of, every=50, window=80, iterations=5)
+    for t in range(200):
+        every = torch.ones(1, 1, dtype=torch.bool)
+        said = one.predict(Question(torch.tensor(inputs[:, t : t + 1]), every & (t == 0), every, t, torch.tensor([0])))
+        assert said.isfinite().all()
+    assert one.fits >= 3

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from pliant.core import UsageError
 from pliant.core.columns import Column
 from pliant.streams import _files, _scan
-from pliant.streams._cells import CALENDAR
+from pliant.streams._cells import CALENDAR, moments
 from pliant.streams._series import series
 from pliant.streams._table import (
     DUPLICATE_TIME,
@@ -803,3 +803,28 @@ print(table.rows, rows, peak() - before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     rows, read, grown = map(int, done.stdout.split())
     assert rows == read == 200_000 and grown < 50_000  # KiB
+
+
+@pytest.mark.parametrize("cell", ["05.03.2024 09:30", "5.3.2024 9:30", "2024/03/05 09:30", "5.3.2024, 09:30"])
+def test_dates_that_can_be_read_in_one_way_only_are_times(cell: str) -> None:
+    seconds, wall, bad = moments([cell, "2024-03-05 09:30"])
+    assert bad == [] and seconds[0] == seconds[1] == wall[0]
+
+
+@pytest.mark.parametrize("cell", ["05/03/2024", "31.13.2024", "5.3.24", "1.2.2024.3", "version 1.2.2024"])
+def test_what_could_mean_two_dates_or_none_is_no_time(cell: str) -> None:
+    assert moments([cell])[2] == [0]
+
+
+def test_a_first_row_of_values_and_words_that_come_again_is_no_header(tmp_path: Path) -> None:
+    rows = [f"{i}\t{i % 7 / 2}\t{'yes' if i % 3 else 'no'}" for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n".join(rows))
+    table = scan(tmp_path / "a.txt", task="auto", target=["c2"])
+    assert table.rows == 40 and table.columns.classes == ("no", "yes")
+
+
+@pytest.mark.parametrize("header", ["country\t2019\tanswer", "a\tb\tc"])
+def test_years_as_names_of_columns_are_a_header(tmp_path: Path, header: str) -> None:
+    rows = [f"{'xyz'[i % 3]}\t{i % 7 / 2}\t{'yes' if i % 3 else 'no'}" for i in range(40)]
+    (tmp_path / "a.txt").write_text("\n".join([header, *rows]))
+    assert scan(tmp_path / "a.txt", task="auto", target=[header.split("\t")[2]]).rows == 40

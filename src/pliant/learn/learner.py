@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
-from pliant.learn.rules import Asked, Bptt, bptt, joined
+from pliant.learn.rules import Asked, Bptt, Together, bptt, joined
 from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
@@ -89,6 +90,7 @@ class Learner(Predictor):
         self._before: dict[int, int] = {}  # the question before each of those in _asked
         self._known: dict[int, list[Known]] = {}  # what is known of the questions in _asked, if the rule revisits
         self._gathered = 0  # targets since the last update
+        self._due: list[int] = []  # times of the questions that they are about
         self._open: OrderedDict[int, None] = OrderedDict()  # an ordered set: questions that wait for answers
         self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
@@ -147,13 +149,14 @@ class Learner(Predictor):
         reports: tuple[dict[str, Any], ...] = ()
         if learned:
             self._gathered += learned
+            self._due.append(answer.time)
             if not self.rule.revisit:
                 self._known.clear()
             self._known.setdefault(answer.time, []).append(known)
             outcome = "gathered"
             if self._gathered >= self.rule.every:
                 learned, self._gathered = self._gathered, 0
-                outcome, nats, reports = self._update(answer)
+                outcome, nats, reports = self._updates(answer)
             if not self.rule.revisit:
                 self._known.clear()
         self.forget(answer)
@@ -197,8 +200,20 @@ class Learner(Predictor):
         size = sum(float(b.square().sum()) for _, b in pairs)
         return math.sqrt(apart / size) if size else 0.0
 
-    def _update(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
-        reached = self.rule.reach(self._back_from(answer.time))
+    def _updates(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
+        """One update from all that has been gathered; more only if answers about questions far apart came together."""
+        due, self._due = sorted(time for time in self._due if time in self._asked), []
+        outcome, nats = "nothing to learn", math.nan
+        reports: tuple[dict[str, Any], ...] = ()
+        while due:
+            reached = self.rule.reach(self._back_from(due[-1]))
+            outcome, nats, more = self._update(reached, answer)
+            reports += more
+            times = {asked.question.time for asked in reached}
+            due = [time for time in due if time not in times]
+        return outcome, nats, reports
+
+    def _update(self, reached: list[Asked], answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         _clear(parameters)
         nats = self._descend(reached, answer)
@@ -238,8 +253,11 @@ class Learner(Predictor):
         descend = getattr(self.model, "descend", None)
         if descend is None or self._sink is None:
             return None
-        together, told = self.rule.together(reached), self._told(reached)
-        if together is None or told is None:
+        together = self.rule.together(reached)
+        if together is None:
+            return None
+        told = self._told(reached) if together.places is None else self._placed(reached, together)
+        if told is None:
             return None
         return descend(together.seen, together.before, *told, reset=together.reset, mask=together.mask, sink=self._sink)
 
@@ -256,6 +274,21 @@ class Learner(Predictor):
             parts.append(known[0])
         use = None if all(part.whole for part in parts) else joined([part.use for part in parts])
         return joined([part.answer.targets for part in parts]), use
+
+    def _placed(self, reached: list[Asked], together: Together) -> tuple[Tensor, Tensor]:
+        """Targets, and which of them count, where `together` has put their steps."""
+        assert together.places is not None
+        shape, use = together.mask.shape, torch.zeros_like(together.mask)
+        targets: Tensor | None = None
+        for asked, (stream, step) in zip(reached, together.places, strict=True):
+            for part in self._known.get(asked.question.time, []):
+                at = (rows_of(torch.from_numpy(stream), asked.question.rows, part.answer.rows),
+                      rows_of(torch.from_numpy(step), asked.question.rows, part.answer.rows))  # fmt: skip
+                if targets is None:
+                    targets = part.answer.targets.new_zeros(*shape, *part.answer.targets.shape[2:])
+                targets[at], use[at] = part.answer.targets, part.use
+        assert targets is not None
+        return targets, use
 
     def _loss(self, reached: list[Asked], outputs: list[Tensor], answer: Answer) -> Tensor:
         """Of the outputs for each question reached, or of the one for all of them."""
@@ -318,7 +351,7 @@ class Learner(Predictor):
 
     def _prune(self) -> None:
         """Drop questions that neither wait nor are within the window of one that waits or is to come."""
-        oldest = next(iter(self._open), None)
+        oldest = min((*self._due, *islice(self._open, 1)), default=None)
         if oldest is None:
             held = self.rule.held(reversed(self._asked.values()))[::-1]
         else:
@@ -365,6 +398,7 @@ class Learner(Predictor):
             "open": list(self._open),
             "answered": [tuple(part.answer) for parts in self._known.values() for part in parts],
             "gathered": self._gathered,
+            "due": list(self._due),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -388,7 +422,7 @@ class Learner(Predictor):
                     self._before[question.time] = next(reversed(self._asked))
                 self._asked[question.time] = Asked.of(question, from_leaves(before, like), said, seen)
         self._open = OrderedDict.fromkeys(state["open"])
-        self._known, self._gathered = {}, state["gathered"]
+        self._known, self._gathered, self._due = {}, state["gathered"], list(state["due"])
         for parts in state["answered"]:
             answer = Answer(*parts)
             self._known.setdefault(answer.time, []).append(Known.of(answer))

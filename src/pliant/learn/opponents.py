@@ -8,7 +8,7 @@ import gc
 import math
 from abc import abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -204,6 +204,38 @@ class Frozen(Predictor):
             self._copy.load_state_dict(state["copy"])
 
 
+def _merged(pairs: Iterable[tuple[Question, Answer]], targets: int) -> list[tuple[Question, Answer]]:
+    """Neighbors about the same streams as one question, up to so many targets; models answer it the same."""
+    merged: list[list[tuple[Question, Answer]]] = []
+    held = 0
+    for question, answer in pairs:
+        count = answer.target_mask.numel()
+        alike = bool(merged) and all(
+            one.rows.equal(question.rows) and about.rows.equal(answer.rows) for one, about in merged[-1][-1:]
+        )
+        if alike and held + count <= targets:
+            merged[-1].append((question, answer))
+            held += count
+        else:
+            merged.append([(question, answer)])
+            held = count
+    return [_one(part) for part in merged]
+
+
+def _one(pairs: list[tuple[Question, Answer]]) -> tuple[Question, Answer]:
+    if len(pairs) == 1:
+        return pairs[0]
+    questions, answers = zip(*pairs, strict=True)
+    (inputs, reset, mask), (targets, shown, learned) = (
+        [torch.cat(same, 1) for same in zip(*[part[:3] for part in parts], strict=True)]
+        for parts in (questions, answers)
+    )
+    first = questions[0]
+    return first._replace(inputs=inputs, reset=reset, mask=mask), answers[-1]._replace(
+        targets=targets, target_mask=shown, learn_mask=learned, time=first.time
+    )
+
+
 class Retrained(Predictor):
     """The same model trained from scratch every `every` answers on the last `window` answers.
 
@@ -279,7 +311,7 @@ class Retrained(Predictor):
         gc.collect()
         self._current = self._new(self.trainings)
         self._current.reuse = True
-        for _ in fit(self._current, self._pairs, passes=self.passes):
+        for _ in fit(self._current, _merged(self._pairs, self._current.rule.every), passes=self.passes):
             pass
         self._current.reuse = False
 

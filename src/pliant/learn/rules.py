@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,12 +35,17 @@ class Asked(NamedTuple):
 
 
 class Together(NamedTuple):
-    """Questions about the same streams side by side: the memory of these before, and reset, mask and seen."""
+    """Several questions as one pass: the memory of its streams before, and reset, mask and seen of all steps.
+
+    places: stream and step at which each question's rows and steps stand, two index arrays that broadcast to
+    `(B, T)`; None if all questions are about the same streams, and stand side by side.
+    """
 
     before: Any
     reset: Tensor
     mask: Tensor
     seen: Tensor
+    places: list[tuple[np.ndarray, np.ndarray]] | None
 
 
 @dataclass(frozen=True)
@@ -106,12 +112,12 @@ class Bptt:
         seen = [asked.seen for asked in reached if asked.seen is not None]
         if sum(asked.steps for asked in reached) > self.window or len(seen) < len(reached):
             return None
-        if not _same_rows(questions):
-            return None
         memory, rows = reached[0].before, questions[-1].rows
+        if not _same_rows(questions):
+            return _packed(reached) if all(part.is_cpu for part in seen) else None
         before = memory if _is_range(rows, _streams(memory)) else take(memory, rows)
-        return Together(before, *(joined(same) for same in ([q.reset for q in questions], [q.mask for q in questions],
-                                                              seen)))  # fmt: skip
+        reset, mask = joined([q.reset for q in questions]), joined([q.mask for q in questions])
+        return Together(before, reset, mask, joined(seen), None)
 
     def held(self, newest_first: Iterable[Asked]) -> list[Asked]:
         """Those of these questions at which the gradient of one still to come may begin, newest first."""
@@ -171,6 +177,26 @@ def _side_by_side(reached: Sequence[Asked]) -> tuple[Question, Tensor | None]:
     seen = [asked.seen for asked in reached if asked.seen is not None]
     question = Question(inputs, reset, mask, questions[0].time, questions[-1].rows)
     return question, joined(seen) if len(seen) == len(reached) else None
+
+
+def _packed(reached: Sequence[Asked]) -> Together:
+    """Each stream's steps side by side in a row of its own, with steps that do not exist at the end of short ones."""
+    rows = [asked.question.rows.numpy() for asked in reached]
+    streams, inverse = np.unique(np.concatenate(rows), return_inverse=True)
+    count, places, start = np.zeros(len(streams), np.int64), [], 0
+    for asked, own in zip(reached, rows, strict=True):
+        stream = inverse[start : start + len(own)]
+        places.append((stream[:, None], count[stream][:, None] + np.arange(asked.steps)))
+        count[stream] += asked.steps
+        start += len(own)
+    shape = (len(streams), int(count.max()))
+    seen = np.zeros((*shape, reached[0].seen.shape[-1]))  # type: ignore[union-attr]
+    reset, mask = np.zeros((2, *shape), np.bool_)
+    for asked, place in zip(reached, places, strict=True):
+        seen[place] = asked.seen.numpy()  # type: ignore[union-attr]
+        reset[place], mask[place] = asked.question.reset.numpy(), asked.question.mask.numpy()
+    before = take(reached[0].before, torch.from_numpy(streams))
+    return Together(before, torch.from_numpy(reset), torch.from_numpy(mask), torch.from_numpy(seen), places)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -183,6 +183,8 @@ class Boosting(_Model):
         values = np.unique(labels)
         if len(values) < 2:
             return float(values[0]) if len(values) else None
+        # The library refuses a column with no value at all; a constant one splits nothing, whatever comes later.
+        inputs = np.where(np.isnan(inputs).all(0), 0.0, inputs)
         model = self._makers[0 if self.classify else 1](
             max_iter=self.iterations,
             categorical_features=self._categories or None,

@@ -184,18 +184,19 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         mask: Bool[Tensor, "B T"] | None = None,
         sink: Sink,
     ) -> float | None:
-        """Mean code length of the targets used, its gradient put into `grad` of each parameter.
+        """Mean code length of the targets used at steps that exist, its gradient put into `grad` of each parameter.
 
         Does what `forward`, `nats`, mean and `backward` do, but without a graph, which at few steps of a
         narrow model costs more than all that is computed.
 
         Returns:
             The loss in nats; if that is not finite there is no gradient. None, and nothing was done, where
-            forward has to be called: somebody listens to a module, a step does not exist, or the model is large.
+            forward has to be called: somebody listens to a module, or the pass is large.
         """
         ends = (self.embed, self.codes, self.head)
-        quiet = not heard(self) and (mask is None or _all(mask))
-        weights = None if not quiet else self._at_once.weights(self, self.stack, seen, state.stack, ends)
+        if mask is not None and not _all(mask):
+            use = mask if use is None else use & mask
+        weights = None if heard(self) else self._at_once.weights(self, self.stack, seen, state.stack, ends)
         if weights is None:
             return None
         numbers, codes, reference = self._parts(seen)

@@ -26,8 +26,6 @@ LONG = 10_000
 """Rows from which chunks are longer: a short table has to be learned from few rows, so each counts more."""
 SHORT_CHUNK, LONG_CHUNK = 8, 16
 MIN_WINDOW, MAX_DEFAULT_WINDOW, CHUNKS_IN_WINDOW = 8, 32, 4
-GROUP_WINDOW = 4
-"""Steps of each of many streams that an update reaches back: each of them is a pass of its own."""
 LR = 3e-3
 WARMUP = 20
 SCALE = 1000
@@ -209,7 +207,10 @@ class Shape:
         # A question of several groups holds one step of each.
         steps = chunk if groups == 1 else 1
         several = max(MIN_WINDOW, min(MAX_DEFAULT_WINDOW, CHUNKS_IN_WINDOW * chunk))
-        window = config.window or (max(several, chunk) if groups == 1 else GROUP_WINDOW)
+        # With groups a question is one step of several, so that a window of so many holds more rows than that.
+        window = config.window or (
+            max(several, chunk) if groups == 1 else max(MIN_WINDOW, min(chunk, MAX_DEFAULT_WINDOW))
+        )
         remember = -(-columns.lag // steps) + 2
         if groups > 1:
             remember = max(remember * groups, 4096)
@@ -224,14 +225,14 @@ def learner(
 ) -> Learner:
     """A learner for a stream of rows; `name` decides its first weights.
 
-    With `live`, rows come one by one, and an update takes as many answers as otherwise a question has.
+    With several streams or `live` questions are short, and an update takes as many answers as else a question has.
     """
     with seeded(config.seed, name):
         model = TableModel(columns, width=32 * config.size)
     return Learner(
         model,
         adamw(model, shape.lr),
-        bptt(shape.window, every=shape.chunk if live else 1, revisit=True),
+        bptt(shape.window, every=shape.chunk if live or streams > 1 else 1, revisit=True),
         [Schedule(inverse_sqrt(WARMUP, SCALE / shape.chunk, FLOOR))],
         streams=streams,
         remember=max(MAX_WAITING, shape.remember * shape.chunk) if live else shape.remember,

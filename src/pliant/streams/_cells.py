@@ -68,14 +68,30 @@ EPOCH = datetime(1970, 1, 1)
 DAY = 86_400.0  # seconds
 
 
+WRITTEN = re.compile(
+    r"(?P<day>\d{1,2})\.(?P<month>\d{1,2})\.(?P<year>\d{4})(?:,? +(?P<clock>\d.*))?"
+    r"|(?P<year_>\d{4})/(?P<month_>\d{1,2})/(?P<day_>\d{1,2})(?:[ T]+(?P<clock_>\d.*))?"
+)
+"""Dates as people write them, as far as they can be read in one way only: 31.5.2024 12:00, 2024/5/31."""
+
+
+def _iso(text: str) -> str:
+    """A date in ISO 8601, or the text itself."""
+    if re.fullmatch(r"\d{4}-\d\d", text):
+        return text + "-01"
+    if (found := WRITTEN.fullmatch(text)) is None:
+        return text
+    year, month, day, clock = (found[name] or found[name + "_"] for name in ("year", "month", "day", "clock"))
+    clock = f"0{clock}" if clock and clock[1:2] == ":" else clock  # 9:30
+    return f"{year}-{month:0>2}-{day:0>2}" + (f" {clock}" if clock else "")
+
+
 def _moment(cell: Any) -> tuple[float, float]:
     text = "" if cell is None else str(cell).strip()
     if text.lower() in MISSING:
         return math.nan, math.nan
-    if re.fullmatch(r"\d{4}-\d\d", text):
-        text += "-01"
     try:
-        time = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(_iso(text))
     except ValueError:
         return math.inf, math.nan
     wall = (time.replace(tzinfo=None) - EPOCH).total_seconds()
@@ -84,7 +100,7 @@ def _moment(cell: Any) -> tuple[float, float]:
 
 
 def moments(cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The ISO 8601 times in n cells.
+    """The times in n cells: ISO 8601, or a date as in `WRITTEN`.
 
     Returns:
         `(n,)` seconds since 1970 UTC (a time without zone is taken as UTC), `(n,)` seconds since 1970 on

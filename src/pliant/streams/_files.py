@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,6 +32,7 @@ KINDS = dict.fromkeys((".csv", ".tsv", ".txt", ".data"), "text") | {
 }
 KNOWN = f"{', '.join(KINDS)}, all but .parquet also with .gz"
 SAMPLE = 1 << 18  # bytes from which the delimiter is found
+HEAD = 200  # rows among which words of the first are looked for
 UNREADABLE = (OSError, ValueError, NotImplementedError)  # what pyarrow raises is one of these
 LONGEST = 1 << 24  # characters of a line
 MOST_LINES = 200  # of one row whose quoted cells go over several lines
@@ -72,6 +74,16 @@ class Chunk:
         return self.read(name) if name in self.names else [None] * self.size
 
 
+def _no_header(first: list[str], rows: list[list[str]], comma: bool) -> bool:
+    """Whether the first row is one like the others: all its cells are values, or words that come again below them."""
+    values = [number(cell, comma) for cell in first]
+    timed = moments(first)[2]
+    words = {place for place, value in enumerate(values) if value is None and place in timed}
+    known = any(value is None or not math.isnan(value) for place, value in enumerate(values) if place not in words)
+    again = {place for place in words if any(first[place] == row[place] for row in rows if place < len(row))}
+    return known and words == again
+
+
 @dataclass(frozen=True)
 class Source:
     """One file, looked at but not read.
@@ -110,14 +122,11 @@ class Source:
         lines = _decoded(sample)
         delimiter = _delimiter(lines[:-1] if len(sample) >= SAMPLE and len(lines) > 1 else lines)
         with _opened(path) as file:
-            _, first = next(_records(_Lines(file, path), delimiter, None), (0, []))
+            begin = [row for _, row in islice(_records(_Lines(file, path), delimiter, None), HEAD)]
+        first = begin[0] if begin else []
         if not first:
             raise Empty(f"series: {path} holds blank lines only; give a file with rows")
-        values = [number(cell, comma=delimiter != ",") for cell in first]
-        timed = moments(first)[2]
-        if all(value is not None or place not in timed for place, value in enumerate(values)) and any(
-            value is None or not math.isnan(value) for value in values
-        ):
+        if _no_header(first, begin[1:], comma=delimiter != ","):
             return cls(path, kind, tuple(f"c{place}" for place in range(len(first))), delimiter, header=False)
         return cls(path, kind, _unique(tuple(name.strip() for name in first), path), delimiter)
 
