@@ -5,12 +5,14 @@
 - `GatedDelta`: gated delta net, a memory in which what a key stands for can be replaced; also KDA
 - `MLSTM`: matrix memory with exponential gates, in its block (projections, convolution, norm, output gate)
 - `SLSTM`: scalar memory that reads its own output, with its convolution, gates and norm
+- `WindowAttention`, `FullAttention`: causal attention to the last steps, or to an episode of bounded length
 """
 
+from pliant.mixers.attention import FullAttention, WindowAttention
 from pliant.mixers.base import SequenceMixer
 from pliant.mixers.gated_delta import GatedDelta
 from pliant.mixers.gated_lru import RGLRU, GatedLRU
 from pliant.mixers.mlstm import MLSTM
 from pliant.mixers.slstm import SLSTM
 
-__all__ = ["MLSTM", "RGLRU", "SLSTM", "GatedDelta", "GatedLRU", "SequenceMixer"]
+__all__ = ["MLSTM", "RGLRU", "SLSTM", "FullAttention", "GatedDelta", "GatedLRU", "SequenceMixer", "WindowAttention"]
