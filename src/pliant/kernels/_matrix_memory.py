@@ -680,12 +680,12 @@ def _memory(
     eps: float,
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """h, memory and m after the last step; for the backward pass, qᵀn `(R, T)` and the memory before each chunk."""
+    """h, memory and m after the last step; then for the way back qᵀn `(R, T)` and the memory before each chunk."""
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
-    matrix = (plan.keys, plan.values + 1)
+    size = plan.keys * (plan.values + 1)
     h, total = torch.empty(v.shape, dtype=v.dtype), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
-    starts = torch.empty(plan.rows, plan.chunks if differentiable else 0, *matrix, dtype=v.dtype)
+    starts = torch.empty(plan.rows * plan.chunks * size if differentiable else 0, dtype=v.dtype)
     carried = memory.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
     for first in range(0, plan.chunks, plan.slab):
         slab = _Slab(plan, arrays, first)
@@ -701,7 +701,8 @@ def _memory(
             _read, near, far, inside, arrays.m, arrays.mask, arrays.eps, arrays.limit, slab.start, h, total
         )  # fmt: skip
         if differentiable:
-            starts[:, first : first + slab.chunks] = before.unflatten(0, (plan.rows, slab.chunks))
+            place = starts.view(plan.rows, plan.chunks, size)
+            place[:, first : first + slab.chunks] = before.view(plan.rows, slab.chunks, size)
     m = torch.from_numpy(arrays.m[:, plan.steps - 1].copy())
     return h, carried.reshape(memory.shape), m.reshape(m0.shape), total, starts
 
@@ -736,7 +737,7 @@ def _memory_backward(
     carried = grad_last.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
     read = (_array(grad_h), _array(h), _array(total))
     for first in reversed(range(0, plan.chunks, plan.slab)):
-        _slab_back(_Slab(plan, arrays, first), arrays, read, starts.flatten(2), carried, grads)
+        _slab_back(_Slab(plan, arrays, first), arrays, read, starts.view(plan.rows, plan.chunks, -1), carried, grads)
     dmemory = carried.reshape(memory.shape)
     # Of m at the end and at the start: the memory is in units of e^m.
     back = grad_m - _products(grad_last, last)
@@ -799,7 +800,8 @@ def _(  # type: ignore[no-untyped-def]
         torch.empty_like(memory, memory_format=torch.contiguous_format),
         torch.empty_like(m0, memory_format=torch.contiguous_format),
         v.new_empty(batch * heads, steps),
-        v.new_empty(batch * heads, chunks, *memory.shape[2:]),
+        # In one row, so that a graph for one chunk is also one for more.
+        v.new_empty(batch * heads * chunks * memory.shape[2] * memory.shape[3]),
     )
 
 

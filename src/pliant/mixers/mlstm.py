@@ -81,7 +81,7 @@ class MLSTM(SequenceMixer):
         )
         self.input_gate = nn.Linear(3 * inner, num_heads)
         self.forget_gate = nn.Linear(3 * inner, num_heads)
-        self.norm_gain = nn.Parameter(torch.ones(inner))
+        self.norm_weight = nn.Parameter(torch.ones(inner))
         self.skip = nn.Parameter(torch.ones(inner))
         self.linear_down = nn.Linear(inner, width, bias=False)
         self._initialize(depth)
@@ -139,7 +139,7 @@ class MLSTM(SequenceMixer):
         log_input, log_forget = log_input.flatten(2), log_forget.flatten(2)
         given = Memory(*(x.flatten(1, a.ndim - 2) for x in memory))
         h, after = matrix_memory(q, k, v, log_input, log_forget, given, reset=reset, mask=mask)
-        h = F.layer_norm(h, h.shape[-1:]).reshape(a.shape) * self.norm_gain
+        h = F.layer_norm(h, h.shape[-1:]).reshape(a.shape) * self.norm_weight
         return h, Memory(*(x.reshape(old.shape) for x, old in zip(after, memory, strict=True)))
 
     def _gates(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ class MLSTM(SequenceMixer):
                  for gate in ("input_gate", "forget_gate")
                  for part, role in (("weight", Role.GATE), ("bias", Role.BIAS))}  # fmt: skip
         matrices = dict.fromkeys(("linear_up.weight", "query", "key", "value", "linear_down.weight"), Role.MATRIX)
-        rest = {"conv_weight": Role.CONV, "conv_bias": Role.BIAS, "norm_gain": Role.GAIN, "skip": Role.GAIN}
+        rest = {"conv_weight": Role.CONV, "conv_bias": Role.BIAS, "norm_weight": Role.GAIN, "skip": Role.GAIN}
         return matrices | gates | rest
 
 
@@ -173,7 +173,7 @@ def load_xlstm_weights(mixer: MLSTM, weights: Mapping[str, Tensor]) -> None:
         weights: the layer's state_dict, with names as `proj_up.weight` and `mlstm_cell.igate.bias`.
 
     Raises:
-        UsageError: names or shapes do not fit.
+        UsageError: names or shapes do not fit; nothing has been copied then.
     """
     names = {
         "linear_up.weight": "proj_up.weight",
@@ -186,7 +186,7 @@ def load_xlstm_weights(mixer: MLSTM, weights: Mapping[str, Tensor]) -> None:
         "input_gate.bias": "mlstm_cell.igate.bias",
         "forget_gate.weight": "mlstm_cell.fgate.weight",
         "forget_gate.bias": "mlstm_cell.fgate.bias",
-        "norm_gain": "mlstm_cell.outnorm.weight",
+        "norm_weight": "mlstm_cell.outnorm.weight",
         "skip": "learnable_skip",
         "linear_down.weight": "proj_down.weight",
     }
@@ -196,12 +196,12 @@ def load_xlstm_weights(mixer: MLSTM, weights: Mapping[str, Tensor]) -> None:
         )
     found = {ours: weights[theirs] for ours, theirs in names.items()}
     found["conv_weight"] = found["conv_weight"][:, 0].T  # (M, 1, K), where the last tap is the current step too
-    found["norm_gain"] = 1 + found["norm_gain"]
+    found["norm_weight"] = 1 + found["norm_weight"]
     for name, parameter in mixer.named_parameters():
         if found[name].shape != parameter.shape:
             raise UsageError(
-                f"load_xlstm_weights: {names[name]} is {tuple(weights[names[name]].shape)}, which does not fit {name} of "
-                f"{tuple(parameter.shape)}; build the mixer with the sizes of the layer"
+                f"load_xlstm_weights: {names[name]} is {tuple(weights[names[name]].shape)}, which does not fit "
+                f"{name} of {tuple(parameter.shape)}; build the mixer with the sizes of the layer"
             )
     with torch.no_grad():
         for name, parameter in mixer.named_parameters():
