@@ -200,7 +200,7 @@ class Changes:
     """Places at which the code length of the learner has risen, as `Cusum` finds them over spans of answers."""
 
     def __init__(self, nats: Callable[[Tensor, Tensor], Tensor]):
-        self.nats, self.detector = nats, Cusum(threshold=8.0)
+        self.nats, self.detector = nats, Cusum()
         self.sum, self.count, self.answers = 0.0, 0, 0
         self.found: list[int] = []
 
