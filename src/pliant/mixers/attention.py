@@ -181,8 +181,10 @@ def causal_attention(
     episode = torch.cat([-empty.long(), episode], 1)
     k, v = torch.cat([state.keys.to(wide), k], 1), torch.cat([state.values.to(wide), v], 1)
 
-    near = episode[:, size - read :]
-    y = _banded(q, _readable(k[:, size - read :], near, read), _readable(v[:, size - read :], near, read), near, window)
+    near, keys, values = (part[:, size - read :] for part in (episode, k, v))
+    if reset is not None:
+        keys, values = (_readable(part, near, read) for part in (keys, values))
+    y = _banded(q, keys, values, near, window)
     if mask is not None:
         y = where_steps(mask, _pick(y, (mask.long().cumsum(1) - 1).clamp(min=0)))
     return y, _kept(k, v, episode, state, reset, mask)
