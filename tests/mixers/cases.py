@@ -1,6 +1,6 @@
 """One row per mixer; the conformance suite runs on each."""
 
-from pliant.mixers import MLSTM, RGLRU, SLSTM, FullAttention, GatedDelta, GatedLRU, WindowAttention
+from pliant.mixers import LRU, MLSTM, RGLRU, S6, SLSTM, FullAttention, GatedDelta, GatedLRU, WindowAttention
 from tests.suite import Case
 
 CASES = (
@@ -15,6 +15,10 @@ CASES = (
     Case("MLSTM, one head, blocks of two, one tap", lambda: MLSTM(3, 1, 6, conv_width=1, block_size=2), 3),
     Case("SLSTM", lambda: SLSTM(8), 8),
     Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
+    Case("S6", lambda: S6(6, state_size=3), 6),
+    Case("S6, one channel per feature, one tap, one state", lambda: S6(3, 1, 1, 1), 3),
+    Case("LRU", lambda: LRU(4), 4),
+    Case("LRU, more states than features, slow", lambda: LRU(3, 5, 0.9, 0.999, 0.3), 3),
     Case("WindowAttention", lambda: WindowAttention(8, 2, 4), 8),
     Case("WindowAttention, this step alone", lambda: WindowAttention(4, 1, 1), 4),
     Case("FullAttention", lambda: FullAttention(2, 1, 33), 2),

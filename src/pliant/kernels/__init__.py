@@ -6,6 +6,7 @@
 - `delta_rule`: a matrix per head in which the value under a key is replaced (gated delta net, KDA, GDN-2)
 - `matrix_memory`: one matrix per head that is written to and read from, with exponential gates (mLSTM)
 - `scalar_memory`: memory of one number per unit, exponential gates and recurrent weights (sLSTM)
+- `selective_scan`: N states per channel whose step size, input and output weights come from the data (S6)
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
 - `mixture_quantiles`: quantiles of Gaussian mixtures
@@ -28,6 +29,7 @@ from pliant.kernels._online import (
     online_moments,
 )
 from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
+from pliant.kernels._selective_scan import selective_scan
 
 __all__ = [
     "WIDTHS",
@@ -49,4 +51,5 @@ __all__ = [
     "number_reference",
     "online_moments",
     "scalar_memory",
+    "selective_scan",
 ]

@@ -71,10 +71,23 @@ def over_slices(function: Callable[..., None], batch: int, width: int, steps: in
         blocks = -(-width // 16)
         edges = [min(width, 16 * (blocks * i // threads)) for i in range(threads)] + [width]
         jobs = [(0, batch, d0, d1) for d0, d1 in pairwise(edges) if d0 < d1]
+    _share(function, jobs)
+
+
+def over_jobs(function: Callable[[int, int], None], jobs: int, elements: int) -> None:
+    """Call `function(i0, i1)` over parts of `jobs` that share nothing and have `elements` elements together."""
+    parts = 1 if elements < SMALL else min(jobs, torch.get_num_threads())
+    edges = [jobs * i // max(1, parts) for i in range(parts + 1)]
+    _share(function, list(pairwise(edges)))
+
+
+def _share(function: Callable[..., None], jobs: list[Any]) -> None:
+    """Call `function(*job)` for each job, the first in this thread."""
     running = [_threads().submit(function, *job) for job in jobs[1:]]
-    function(*jobs[0])
-    for job in running:
-        job.result()
+    for job in jobs[:1]:
+        function(*job)
+    for done in running:
+        done.result()
 
 
 def beside(other: Callable[[], None], own: Callable[[], None]) -> None:

@@ -5,6 +5,8 @@
 - `GatedDelta`: gated delta net, a memory in which what a key stands for can be replaced; also KDA
 - `MLSTM`: matrix memory with exponential gates, in its block (projections, convolution, norm, output gate)
 - `SLSTM`: scalar memory that reads its own output, with its convolution, gates and norm
+- `S6`: selective state space (Mamba-1), in its block (projections, convolution, scan, output gate)
+- `LRU`: complex diagonal recurrence that does not depend on the data
 - `WindowAttention`, `FullAttention`: causal attention to the last steps, or to an episode of bounded length
 """
 
@@ -12,7 +14,20 @@ from pliant.mixers.attention import FullAttention, WindowAttention
 from pliant.mixers.base import SequenceMixer
 from pliant.mixers.gated_delta import GatedDelta
 from pliant.mixers.gated_lru import RGLRU, GatedLRU
+from pliant.mixers.lru import LRU
 from pliant.mixers.mlstm import MLSTM
+from pliant.mixers.s6 import S6
 from pliant.mixers.slstm import SLSTM
 
-__all__ = ["MLSTM", "RGLRU", "SLSTM", "FullAttention", "GatedDelta", "GatedLRU", "SequenceMixer", "WindowAttention"]
+__all__ = [
+    "LRU",
+    "MLSTM",
+    "RGLRU",
+    "S6",
+    "SLSTM",
+    "FullAttention",
+    "GatedDelta",
+    "GatedLRU",
+    "SequenceMixer",
+    "WindowAttention",
+]
