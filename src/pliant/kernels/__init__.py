@@ -2,6 +2,7 @@
 
 - `linear_scan`: h_t = a_t h_{t-1} + u_t, with initial state and resets
 - `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
+- `gated_unit`: that with the matrices of the gates
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
 - `delta_rule`: a matrix per head in which the value under a key is replaced (gated delta net, KDA, GDN-2)
 - `matrix_memory`: one matrix per head that is written to and read from, with exponential gates (mLSTM)
@@ -16,6 +17,7 @@ from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._delta_rule import delta_rule
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._gated_scan import gated_scan
+from pliant.kernels._gated_unit import gated_unit
 from pliant.kernels._linear_scan import linear_scan
 from pliant.kernels._matrix_memory import Memory, matrix_memory
 from pliant.kernels._mixture import mixture_quantiles
@@ -45,6 +47,7 @@ __all__ = [
     "gated_block",
     "gated_block_fits",
     "gated_scan",
+    "gated_unit",
     "linear_scan",
     "matrix_memory",
     "mixture_quantiles",

@@ -24,10 +24,11 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
-from pliant.kernels import causal_conv, gated_scan
+from pliant.kernels import causal_conv, gated_unit
 from pliant.kernels._gated_scan import DECAY_POWER as DECAY_POWER
 from pliant.kernels._gated_scan import MAX_SQRT_DERIVATIVE as MAX_SQRT_DERIVATIVE
 from pliant.kernels._gated_scan import bounded_sqrt as bounded_sqrt
+from pliant.kernels._gated_unit import through_heads
 from pliant.mixers.base import SequenceMixer, first_steps, where_steps
 
 
@@ -56,8 +57,7 @@ class BlockDiagonal(nn.Module):
         nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
-        heads = x.unflatten(-1, self.bias.shape)
-        return (torch.einsum("...hi,hij->...hj", heads, self.weight) + self.bias).flatten(-2)
+        return through_heads(x, self.weight, self.bias)
 
 
 class RGLRU(SequenceMixer):
@@ -101,20 +101,21 @@ class RGLRU(SequenceMixer):
     ) -> tuple[Float[Tensor, "B T *E D"], RGLRUState]:
         x, state = self.start(x, state, reset, mask)
         first, fresh = first_steps(state.fresh, x.shape[1], reset, mask)
-        rate = F.softplus(self.decay.to(state.h.dtype)).expand(state.h.shape[1:])
-        # The recurrence is element-wise, so extra axes are just more channels.
-        h, last = gated_scan(
-            x.flatten(2),
-            self.input_gate(x).flatten(2),
-            self.decay_gate(x).flatten(2),
-            rate.flatten(),
-            state.h.flatten(1),
+        # The units of extra axes stand side by side.
+        side = math.prod(x.shape[2:-1])
+        h, last = gated_unit(
+            x.reshape(*x.shape[:2], side, self.width),
+            self.input_gate.weight,
+            self.input_gate.bias,
+            self.decay_gate.weight,
+            self.decay_gate.bias,
+            F.softplus(self.decay.to(state.h.dtype)),
+            state.h.reshape(x.shape[0], side, self.width),
             first,
             reset,
             mask,
         )
-        h = h.reshape(x.shape)
-        return h, RGLRUState(h=last.reshape(state.h.shape), fresh=fresh)
+        return h.reshape(x.shape), RGLRUState(h=last.reshape(state.h.shape), fresh=fresh)
 
     def roles(self) -> dict[str, Role]:
         gates = {f"{gate}.{part}": role
