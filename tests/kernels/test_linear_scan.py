@@ -1,6 +1,7 @@
 """The scan: fast form = readable form, chunks = whole, gradients, limits."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pliant.core import UsageError
-from pliant.kernels import linear_scan
+from pliant.kernels import _linear_scan, linear_scan
 from tests.suite import close
 
 WIDE = {torch.float32: torch.float64, torch.bfloat16: torch.float64, torch.complex64: torch.complex128}
@@ -185,3 +186,86 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_one_stream_in_tiles_and_in_two_threads_is_the_same(dtype: torch.dtype, monkeypatch: Any) -> None:
+    # Tiles of three steps, with resets inside and at the edges of them, and threads even for this little.
+    random = torch.Generator().manual_seed(0)
+    shape = (1, 40, 6)
+    monkeypatch.setattr(_linear_scan, "TILE", 3 * 6 * dtype.itemsize)
+    monkeypatch.setattr(_linear_scan, "SMALL", 0)
+    a, u, h0 = (torch.randn(s, generator=random, dtype=dtype) for s in (shape, shape, (1, 6)))
+    a = a / (1 + a.abs())
+    for share in (None, 0.0, 0.1, 0.5, 1.0):
+        reset = None if share is None else torch.rand(1, 40, generator=random) < share
+        expected = run("loop", a, u, h0, reset)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for fast, loop in zip(run("numba", a, u, h0, reset), expected, strict=True):
+                near(fast, loop)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_one_stream_in_two_threads_is_the_same_to_the_bit(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    shape = (1, 700, 300)
+    a, u, h0 = (torch.randn(s, generator=random, dtype=dtype) for s in (shape, shape, (1, 300)))
+    a = a / (1 + a.abs())
+    for reset in (None, torch.rand(1, 700, generator=random) < 0.01):
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(run("numba", a, u, h0, reset))
+        assert all(one.equal(two) for one, two in zip(*found, strict=True))
+
+
+def test_expanded_decays_and_gradients_are_read_where_they_stand() -> None:
+    random = torch.Generator().manual_seed(0)
+    u = torch.randn(2, 6, 3, generator=random, dtype=torch.complex64, requires_grad=True)
+    a = torch.randn(3, generator=random, dtype=torch.complex64, requires_grad=True)
+    reset = torch.tensor([[0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1]]).bool()
+    found = []
+    for form in ("loop", "numba"):
+        h, _ = linear_scan(a.expand(2, 6, 3), u, None, reset, form=form)
+        # The gradient of a sum is one number, expanded.
+        found.append([h.detach(), *torch.autograd.grad(h.sum().real, (a, u))])
+    for loop, fast in zip(*found, strict=True):
+        near(fast, loop)
+    for axes in ((1, 6, 3), (2, 1, 3)):
+        decays = torch.rand(axes, generator=random).expand(2, 6, 3)
+        near(linear_scan(decays, u, form="numba")[0], linear_scan(decays, u, form="loop")[0])
+
+
+def test_denormal_numbers_pass() -> None:
+    a, u = torch.full((1, 200, 3), 0.5), torch.zeros(1, 200, 3)
+    h0 = torch.full((1, 3), 1e-38)
+    near(linear_scan(a, u, h0, form="numba")[0] * 1e38, linear_scan(a, u, h0, form="loop")[0] * 1e38)
+    assert all(x.isfinite().all() for x in run("numba", a * 1e-39, u, h0, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 1.0])
+def test_a_million_steps(decay: float) -> None:
+    steps = 10**6
+    a = torch.full((1, steps, 2), decay, requires_grad=True)
+    u = torch.ones(1, steps, 2, requires_grad=True)
+    h, last = linear_scan(a, u)
+    h[:, -1].sum().backward()
+    exact = steps if decay == 1 else (1 - decay**steps) / (1 - decay)
+    torch.testing.assert_close(last, torch.full((1, 2), float(exact)), rtol=1e-4, atol=0)
+    assert u.grad is not None
+    assert a.grad is not None
+    torch.testing.assert_close(u.grad.double().sum(1), torch.full((1, 2), float(exact)).double(), rtol=1e-4, atol=0)
+    assert a.grad.isfinite().all()
+
+
+@pytest.mark.slow
+def test_outputs_on_large_pages_are_like_others() -> None:
+    random = torch.Generator().manual_seed(0)
+    shape = (1, 3000, 1024)
+    a, u = torch.rand(shape, generator=random), torch.randn(shape, generator=random)
+    torch.set_num_threads(2)
+    whole = run("numba", a, u, None, None)
+    narrow = run("numba", a[:, :, :8].contiguous(), u[:, :, :8].contiguous(), None, None)
+    assert whole[0][:, :, :8].equal(narrow[0])
