@@ -208,7 +208,7 @@ def test_long_chunks_are_the_loop(decays: str, steps: int) -> None:
         close(fast, loop)
 
 
-@every_form
+@pytest.mark.parametrize("how", [FORMS[0], FORMS[2]], ids=["loop", "chunk"])
 @given(data=st.data())
 def test_going_on_from_a_state_is_the_same_as_never_having_stopped(how: dict[str, Any], data: st.DataObject) -> None:
     found = data.draw(problems(torch.float64))
