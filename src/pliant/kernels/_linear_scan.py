@@ -119,26 +119,27 @@ def _latest_reset(reset, b, t, start):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _forward(a, u, h0, reset, h, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
-    at, steps, width = a.shape[1] - 1, u.shape[1], d1 - d0
+def _forward(a, u, reset, h, last, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+    # last is the state before the first step, and then after each. What was just written to h cannot be read
+    # back as fast.
+    at, steps = a.shape[1] - 1, u.shape[1]
     for b in range(b0, b1):
         ab = min(b, a.shape[0] - 1)
         t = 0
         while t < steps:
-            y, now = u[b, t, d0:d1], h[b, t, d0:d1]
-            if reset.shape[0] > 0 and reset[b, t]:
-                for d in range(width):
+            end = _next_reset(reset, b, t, steps)
+            for s in range(t, end):
+                x, y, now, state = a[ab, min(s, at), d0:d1], u[b, s, d0:d1], h[b, s, d0:d1], last[b, d0:d1]
+                for d in range(d1 - d0):
+                    e = x[d] * state[d] + y[d]
+                    now[d] = e
+                    state[d] = e
+            if end < steps:
+                y, now, state = u[b, end, d0:d1], h[b, end, d0:d1], last[b, d0:d1]
+                for d in range(d1 - d0):
                     now[d] = y[d]
-            else:
-                x, before = a[ab, 0, d0:d1], h0[b, d0:d1]
-                for d in range(width):
-                    now[d] = x[d] * before[d] + y[d]
-            end = _next_reset(reset, b, t + 1, steps)
-            for s in range(t + 1, end):
-                x, y, before, now = a[ab, min(s, at), d0:d1], u[b, s, d0:d1], h[b, s - 1, d0:d1], h[b, s, d0:d1]
-                for d in range(width):
-                    now[d] = x[d] * before[d] + y[d]
-            t = end
+                    state[d] = y[d]
+            t = end + 1
 
 
 @jit
@@ -200,6 +201,10 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
+def _copy(x: Tensor) -> Tensor:
+    return x.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
 def _rows(x: Tensor) -> np.ndarray:
     """x `(B, T, D)` as an array, with one row where an expanded axis repeats it."""
     for axis in (0, 1):
@@ -234,12 +239,13 @@ def _tile(x: Tensor) -> int:
 def _scan(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, steps, width = u.shape
     h = whole_pages(torch.empty_like(u, memory_format=torch.contiguous_format))
-    arrays = [_rows(a), _array(u), _array(h0), _flags(reset), h.numpy()]
+    last = _copy(h0)
+    arrays = [_rows(a), _array(u), _flags(reset), h.numpy(), last.numpy()]
     if _by_rows(u):
         beside(lambda: populate(h), lambda: _forward(*arrays, 0, batch, 0, width))
     else:
         over_slices(lambda *part: _forward(*arrays, *part), batch, width, steps)
-    return h, h[:, -1].clone() if steps else h0.clone()
+    return h, last
 
 
 @torch.library.custom_op("pliant::linear_scan_backward", mutates_args=(), device_types="cpu")
@@ -248,7 +254,7 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, steps, width = h.shape
     da, du = whole_pages(torch.empty_like(h)), whole_pages(torch.empty_like(h))
-    dh0 = grad_last.resolve_conj().clone(memory_format=torch.contiguous_format)
+    dh0 = _copy(grad_last)
     x, now, start, flags, g = _rows(a), _array(h), _array(h0), _flags(reset), _rows(grad_h)
     dx, dy, back = da.numpy(), du.numpy(), dh0.numpy()
     if _by_rows(h):
