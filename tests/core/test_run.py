@@ -56,3 +56,19 @@ def test_files_of_a_run_are_strict_and_a_cut_off_line_is_left_out(tmp_path: Path
     assert run.lines("timing.jsonl") == [
         {"tuning": True, "cpu": {"pliant": 1.5}}, {"seconds": 0.5, "rss": None}, {"seconds": 1}
     ]  # fmt: skip
+
+
+def test_records_that_are_cut_back_are_as_long_as_they_are(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create("learn digits", {}, threads=1)
+    with run.begin(keep=0):
+        run.record({"row": 1}, {})
+        kept = run.sync()
+        run.record({"row": 2}, {})  # a kill comes before the next save
+    for _ in range(2):  # and again before anything is written
+        with run.begin(keep=kept):
+            assert run.sync() == kept
+    with run.begin(keep=kept):
+        run.record({"row": 2}, {})
+        assert run.sync() == 2 * kept
+    assert run.lines("records.jsonl") == [{"row": 1}, {"row": 2}]

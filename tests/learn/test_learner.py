@@ -13,6 +13,7 @@ from torch import Tensor
 from pliant.core import Answer, Question, UsageError, leaves, map_state
 from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Learner, bptt
+from pliant.learn.learner import SPARE
 from pliant.learn.rules import Asked
 from pliant.optim import Probe, Schedule, Upkeep, adamw, warmup
 from pliant.streams import Stream, drift
@@ -192,8 +193,11 @@ def test_a_window_is_as_many_whole_questions_as_fit(steps: list[int], fresh: lis
     last = len(past) - 1
     fits = [k for k in range(last + 1) if not any(fresh[k + 1 : last + 1]) and sum(steps[k:]) <= window]
     assert reached == list(range(min([last, *fits]), last + 1))
-    held = [asked.question.time for asked in bptt(window).held(reversed(past))]
-    assert held == [k for k in range(last, -1, -1) if sum(steps[k:]) + 1 <= window]
+    for waiting in (set(), {last}, {0}, {0, last // 2}):
+        needed = bptt(window).needed(reversed(past), waiting.__contains__)
+        to_come = [k for k in range(last + 1) if not any(fresh[k + 1 : last + 1]) and sum(steps[k:]) + 1 <= window]
+        reached = [bptt(window).reach(reversed(past[: time + 1])) for time in waiting]
+        assert needed == set(to_come) | {asked.question.time for one in reached for asked in one}
 
 
 @pytest.mark.parametrize("delay", [0, 3])
@@ -359,8 +363,25 @@ def test_memory_is_bounded_whatever_the_stream_does(answered: bool) -> None:
             break
         ours.predict(batch.question)
         most = max(most, len(ours._asked))
-    assert most <= (6 if answered else 10 + 6)
+    assert most <= 2 * (6 if answered else 10 + 6) + SPARE
     assert ours.forgotten == (0 if answered else 390)
+
+
+def test_one_answer_that_never_comes_holds_no_more_than_itself() -> None:
+    ours, most = learner(Signs(400), window=6, remember=400), 0
+    asked = [question(noise(2, 1, 3, seed=t), t) for t in range(300)]
+    for t, one in enumerate(asked):
+        ours.predict(one)
+        if t:
+            ours.learn(answer_to(one, torch.zeros(2, 1, dtype=torch.int64)))
+        most = max(most, len(ours._asked))
+    assert most <= 2 * (1 + 6) + SPARE and ours.forgotten == 0
+    # It is still known, and a saved learner keeps the gap behind it.
+    twin = learner(Signs(400), window=6, remember=400)
+    twin.load_state_dict(unpack(*pack(ours.state_dict())))
+    first = answer_to(asked[0], torch.ones(2, 1, dtype=torch.int64))
+    assert ours.learn(first).outcome == twin.learn(first).outcome == "updated"
+    assert differences(ours.state_dict(), twin.state_dict()) == []
 
 
 def test_an_answer_that_is_too_late_is_told() -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from pliant.core import Answer, Question, UsageError
-from pliant.core.pack import differences
+from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Frozen, Majority, NoChange, Retrained
 from pliant.learn.opponents import _merged
+from pliant.models.table import TableModel
 from pliant.streams import Stream
+from tests.learn.test_descend import learner as table_learner
 from tests.learn.worlds import CLASSES, Signs, items, late, learner, run
 from tests.learn.worlds import life as new_life
 from tests.streams.test_series import drain, world
@@ -178,3 +180,23 @@ def test_neighbors_about_the_same_streams_are_one_question(most: int) -> None:
     for question, answer in merged:
         assert question.mask.shape == answer.target_mask.shape and question.time == answer.time
         assert question.mask.numel() <= max(most, 2)
+
+
+def test_an_answer_in_parts_is_trained_on_whole() -> None:
+    here = world(80, 6, 2, 0, 4, seed=3, missing=0.0)
+    model = table_learner(here.source.columns, TableModel, here.stream(), 6, 6)
+    retrained = Retrained(lambda _: copy.deepcopy(model), every=10**6, window=10**6, passes=1)
+    answers, parts = 0, 0
+    for batch in drain(here.stream()):
+        for answer in batch.answers:
+            retrained.learn(answer)
+            answers, parts = answers + answer.target_mask.numel(), parts + (not answer.final)
+        if batch.question is not None:
+            retrained.predict(batch.question)
+    assert parts > 3 and answers > 60
+    waiting = sum(part.target_mask.numel() for some in retrained._parts.values() for part in some)
+    assert sum(answer.target_mask.numel() for _, answer in retrained._pairs) == answers - waiting
+    assert all(answer.rows.equal(question.rows) for question, answer in retrained._pairs)
+    twin = Retrained(lambda _: copy.deepcopy(model), every=10**6, window=10**6, passes=1)
+    twin.load_state_dict(unpack(*pack(retrained.state_dict())))
+    assert differences(twin.state_dict(), retrained.state_dict()) == []

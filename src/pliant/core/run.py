@@ -113,6 +113,7 @@ class Run:
             if self._records.seek(0, os.SEEK_END) < keep:
                 raise UsageError(f"{path} is shorter than when the run was saved; it was altered, start anew")
             self._records.truncate(keep)
+            self._records.seek(keep)  # cutting does not move the place that `sync` tells
             yield
 
     def record(self, row: dict[str, Any], timing: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +18,10 @@ from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
 """(output `(R, T, ...)`, answer) -> scalar to descend."""
+
+
+SPARE = 16
+"""Questions that may be held beyond twice those that are needed: to look what is needed takes as long as there are."""
 
 
 class Known(NamedTuple):
@@ -91,6 +94,7 @@ class Learner(Predictor):
         self._known: dict[int, list[Known]] = {}  # what is known of the questions in _asked, if the rule revisits
         self._gathered = 0  # targets since the last update
         self._due: list[int] = []  # times of the questions that they are about
+        self._full = SPARE  # questions in _asked beyond which those that are not needed are dropped
         self._open: OrderedDict[int, None] = OrderedDict()  # an ordered set: questions that wait for answers
         self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
@@ -125,8 +129,7 @@ class Learner(Predictor):
         if len(self._open) > self.remember:
             self._open.popitem(last=False)
             self.forgotten += 1
-            self._prune()
-        elif len(self._open) == 1:
+        if len(self._asked) > self._full:
             self._prune()
         return self.output
 
@@ -164,11 +167,8 @@ class Learner(Predictor):
 
     def forget(self, answer: Answer) -> None:
         """Take note of an answer without learning from it: a final one closes its question."""
-        if answer.final and answer.time in self._open:
-            oldest = next(iter(self._open)) == answer.time
-            del self._open[answer.time]
-            if oldest:
-                self._prune()
+        if answer.final:
+            self._open.pop(answer.time, None)
 
     def close(self) -> None:
         """Wait for no answer any more."""
@@ -351,18 +351,16 @@ class Learner(Predictor):
 
     def _prune(self) -> None:
         """Drop questions that neither wait nor are within the window of one that waits or is to come."""
-        oldest = min((*self._due, *islice(self._open, 1)), default=None)
-        if oldest is None:
-            held = self.rule.held(reversed(self._asked.values()))[::-1]
-        else:
-            held = self.rule.reach(self._back_from(oldest))
-        first = held[0].question.time if held else None
-        while self._asked and (time := next(iter(self._asked))) != first:
+        needed = self._needed()
+        for time in [time for time in self._asked if time not in needed]:
             del self._asked[time]
             self._before.pop(time, None)
             self._known.pop(time, None)
-        if first is not None:
-            self._before.pop(first, None)
+        self._full = 2 * len(self._asked) + SPARE
+
+    def _needed(self) -> set[int]:
+        due = set(self._due)
+        return self.rule.needed(reversed(self._asked.values()), lambda time: time in self._open or time in due)
 
     def _check(self, question: Question) -> None:
         last = next(reversed(self._asked.values()), None)
@@ -384,6 +382,9 @@ class Learner(Predictor):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves, as nested plain values and tensors."""
+        needed = self._needed()
+        held = [asked for time, asked in self._asked.items() if time in needed]
+        before = {time: last if last in needed else None for time, last in self._before.items()}
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -394,9 +395,11 @@ class Learner(Predictor):
             "streams": self.streams,
             "output": self.output,
             "memory": None if self.memory is None else dict(leaves(self.memory)),
-            "asked": [(tuple(a.question), dict(leaves(a.before)), a.said, a.seen) for a in self._asked.values()],
+            "asked": [
+                (tuple(a.question), dict(leaves(a.before)), a.said, a.seen, before.get(a.question.time)) for a in held
+            ],
             "open": list(self._open),
-            "answered": [tuple(part.answer) for parts in self._known.values() for part in parts],
+            "answered": [tuple(part.answer) for time in self._known if time in needed for part in self._known[time]],
             "gathered": self._gathered,
             "due": list(self._due),
         }
@@ -417,10 +420,11 @@ class Learner(Predictor):
             questions = [Question(*question) for question, *_ in state["asked"]]
             like = self._like(state["memory"])
             self.memory = from_leaves(state["memory"], like)
-            for question, (_, before, said, seen) in zip(questions, state["asked"], strict=True):
-                if self._asked:
-                    self._before[question.time] = next(reversed(self._asked))
+            for question, (_, before, said, seen, last) in zip(questions, state["asked"], strict=True):
+                if last in self._asked:
+                    self._before[question.time] = last
                 self._asked[question.time] = Asked.of(question, from_leaves(before, like), said, seen)
+        self._full = 2 * len(self._asked) + SPARE
         self._open = OrderedDict.fromkeys(state["open"])
         self._known, self._gathered, self._due = {}, state["gathered"], list(state["due"])
         for parts in state["answered"]:

@@ -204,6 +204,19 @@ class Frozen(Predictor):
             self._copy.load_state_dict(state["copy"])
 
 
+def _whole(question: Question, parts: list[Answer]) -> Answer:
+    """Parts of an answer as one, its rows in the order of the question."""
+    if len(parts) == 1 and (parts[0].rows is question.rows or parts[0].rows.equal(question.rows)):
+        return parts[0]
+    targets, shown, learned = (torch.cat(same) for same in zip(*[part[:3] for part in parts], strict=True))
+    rows = torch.cat([part.rows for part in parts])
+    place = {row: i for i, row in enumerate(question.rows.tolist())}
+    order = torch.tensor(sorted(range(len(rows)), key=lambda i: place[int(rows[i])]))
+    return parts[-1]._replace(
+        targets=targets[order], target_mask=shown[order], learn_mask=learned[order], rows=rows[order]
+    )
+
+
 def _merged(pairs: Iterable[tuple[Question, Answer]], targets: int) -> list[tuple[Question, Answer]]:
     """Neighbors about the same streams as one question, up to so many targets; models answer it the same."""
     merged: list[list[tuple[Question, Answer]]] = []
@@ -239,7 +252,7 @@ def _one(pairs: list[tuple[Question, Answer]]) -> tuple[Question, Answer]:
 class Retrained(Predictor):
     """The same model trained from scratch every `every` answers on the last `window` answers.
 
-    An answer that comes in parts is trained on from its last part.
+    An answer that comes in parts is trained on when its last part has come.
 
     Args:
         make: a new learner for training number k, from 0; the one for 0 answers before the first training.
@@ -256,6 +269,7 @@ class Retrained(Predictor):
         self.trainings, self.answers = 0, 0
         self._current = self._new(0)
         self._asked: OrderedDict[int, tuple[Question, Tensor]] = OrderedDict()
+        self._parts: dict[int, list[Answer]] = {}  # of the questions in _asked
         self._pairs: deque[tuple[Question, Answer]] = deque()
         self._held = 0  # answers in _pairs
 
@@ -272,7 +286,7 @@ class Retrained(Predictor):
         # What a model said stands, also when the next one has replaced it before the answer.
         self._asked[question.time] = (question, self._current.predict(question))
         if len(self._asked) > self._current.remember:
-            self._asked.popitem(last=False)
+            self._parts.pop(self._asked.popitem(last=False)[0], None)
         return self._asked[question.time][1]
 
     def said(self, answer: Answer) -> Tensor | None:
@@ -286,9 +300,10 @@ class Retrained(Predictor):
         if answer.time not in self._asked:
             return Record(self.trainings, answer.time, "forgotten")
         question, _ = self._asked[answer.time]
+        self._parts.setdefault(answer.time, []).append(answer._replace(tags={}))
         if answer.final:
             del self._asked[answer.time]
-            self._keep(question, answer)
+            self._keep(question, _whole(question, self._parts.pop(answer.time)))
         before = self.answers
         self.answers += int(answer.target_mask.sum())
         if self.answers // self.every > before // self.every:
@@ -297,8 +312,7 @@ class Retrained(Predictor):
         return Record(self.trainings, answer.time, "nothing to learn")
 
     def _keep(self, question: Question, answer: Answer) -> None:
-        # Tags are for scores; a window of them would only cost memory.
-        self._pairs.append((question, answer._replace(tags={})))
+        self._pairs.append((question, answer))
         self._held += int(answer.target_mask.sum())
         while self._held - int(self._pairs[0][1].target_mask.sum()) >= self.window:
             self._held -= int(self._pairs.popleft()[1].target_mask.sum())
@@ -322,6 +336,7 @@ class Retrained(Predictor):
             "held": self._held,
             "current": self._current.state_dict(),
             "asked": [(tuple(question), output) for question, output in self._asked.values()],
+            "parts": [tuple(part) for parts in self._parts.values() for part in parts],
             "pairs": [(tuple(question), tuple(answer)) for question, answer in self._pairs],
         }
 
@@ -332,3 +347,6 @@ class Retrained(Predictor):
         asked = [(Question(*parts), output) for parts, output in state["asked"]]
         self._asked = OrderedDict((question.time, (question, output)) for question, output in asked)
         self._pairs = deque((Question(*question), Answer(*answer)) for question, answer in state["pairs"])
+        self._parts = {}
+        for part in (Answer(*values) for values in state["parts"]):
+            self._parts.setdefault(part.time, []).append(part)

@@ -4,7 +4,7 @@ A rule sees the questions of the recent past, each with the memory before it, an
 over them so that `backward` on the last output gives the gradient that the rule stands for.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,15 +119,22 @@ class Bptt:
         reset, mask = joined([q.reset for q in questions]), joined([q.mask for q in questions])
         return Together(before, reset, mask, joined(seen), None)
 
-    def held(self, newest_first: Iterable[Asked]) -> list[Asked]:
-        """Those of these questions at which the gradient of one still to come may begin, newest first."""
-        steps, held = 1, []
+    def needed(self, newest_first: Iterable[Asked], waiting: Callable[[int], bool]) -> set[int]:
+        """Times of those of these questions that a gradient may still reach, that of one to come included.
+
+        waiting: whether the answer to the question at a time is still to be learned from.
+        """
+        needed, left = set(), self.window - 1
         for asked in newest_first:
-            steps += asked.steps
-            if steps > self.window:
-                break
-            held.append(asked)
-        return held
+            time = asked.question.time
+            if waiting(time):
+                left = max(left, self.window, asked.steps)
+            if asked.steps > left:
+                left = 0
+                continue
+            needed.add(time)
+            left = 0 if asked.fresh else left - asked.steps
+        return needed
 
 
 def bptt(window: int, *, every: int = 1, revisit: bool = False) -> Bptt:
