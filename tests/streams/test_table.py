@@ -828,3 +828,19 @@ def test_years_as_names_of_columns_are_a_header(tmp_path: Path, header: str) -> 
     rows = [f"{'xyz'[i % 3]}\t{i % 7 / 2}\t{'yes' if i % 3 else 'no'}" for i in range(40)]
     (tmp_path / "a.txt").write_text("\n".join([header, *rows]))
     assert scan(tmp_path / "a.txt", task="auto", target=[header.split("\t")[2]]).rows == 40
+
+
+@pytest.mark.parametrize("first", [0, 2019])
+def test_columns_that_are_called_by_numbers_one_after_the_other_have_a_header(first: int, tmp_path: Path) -> None:
+    names = [str(first + i) for i in range(3)]
+    rows = [f"{i},{i % 7 / 2},{i % 5}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("\n".join([",".join(names), *rows]))
+    assert scan(tmp_path / "a.csv", task="auto", target=[names[2]]).rows == 40
+
+
+def test_true_and_false_of_json_are_classes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"a": i / 3, "y": i % 3 == 0}) for i in range(40)))
+    columns = scan(tmp_path / "a.jsonl", task="auto", target=["y"]).columns
+    assert columns.task == "classify" and columns.classes == ("False", "True")
+    _, _, first, *_ = next(iter(series(tmp_path / "a.jsonl", target=["y"]).source.blocks())).targets[:4, 0]
+    assert first == 0

@@ -30,13 +30,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
-from pliant.kernels._jit import jit_fast, over_slices
+from pliant.kernels._jit import jit_fast, over_slices, whole_pages
 from pliant.kernels.select import select
 
 LOWEST = -1e30
 """Stands for the logarithm of a closed input gate, which must not be infinite: m could be."""
 
-SLAB = 1 << 21
+SLAB = 1 << 19
 """Bytes of keys, values and memory that are worked on together, so that they stay near the processor."""
 
 
@@ -684,8 +684,8 @@ def _memory(
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
     size = plan.keys * (plan.values + 1)
-    h, total = torch.empty(v.shape, dtype=v.dtype), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
-    starts = torch.empty(plan.rows * plan.chunks * size if differentiable else 0, dtype=v.dtype)
+    h, total = whole_pages(torch.empty(v.shape, dtype=v.dtype)), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
+    starts = whole_pages(torch.empty(plan.rows * plan.chunks * size if differentiable else 0, dtype=v.dtype))
     carried = memory.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
     for first in range(0, plan.chunks, plan.slab):
         slab = _Slab(plan, arrays, first)
@@ -731,7 +731,7 @@ def _memory_backward(
     """Gradients of the first seven arguments."""
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = (whole_pages(torch.empty(x.shape, dtype=x.dtype)) for x in (q, k, v))
     dm, dinput, dforget = (np.zeros_like(arrays.m) for _ in range(3))
     grads = _Gradients(dq, dk, dv, dm, dinput, dforget)
     carried = grad_last.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)

@@ -2,7 +2,7 @@
 
 Output and units as in `pliant.core.predictive`. Each quantile lies between the least and the largest
 of the components' own quantiles, so bisection starts there and is done when the interval cannot be
-halved any more (at most 200 steps).
+halved any more (at most 500 steps, since components may be as wide as 1e100).
 """
 
 import math
@@ -36,7 +36,7 @@ def _bisect(weights, means, scales, levels, standard, found):  # type: ignore[no
             for k in range(weights.shape[1]):
                 own = means[n, k] + scales[n, k] * standard[q]
                 low, high = min(low, own), max(high, own)
-            for _ in range(200):
+            for _ in range(500):
                 middle = 0.5 * (low + high)
                 if not low < middle < high:
                     break

@@ -97,7 +97,7 @@ DOUBT = 1e-3
 
 SHARE_RATE = 1 / 200
 FINE = 16
-WIDTHS = (*(2.0**k for k in range(6 - FINE, 6)), 1e3, 1e6, 1e12)
+WIDTHS = (*(2.0**k for k in range(6 - FINE, 6)), 1e3, 1e12, 1e100)
 """Standard deviations of the Gaussians that make up the errors of no-change, in standard deviations of the
 target. The `FINE` narrow ones, a factor of 2 apart, shape the density; the others bound the price of a
 surprise. None is below about a thousandth, so that values which repeat exactly, as rounded ones do,

@@ -23,7 +23,7 @@ from pliant.learn.opponents import Remembering
 
 Array = NDArray[Any]
 FINE = 16
-WIDTHS = np.array([*(2.0**k for k in range(-10, FINE - 10)), 1e3, 1e6, 1e9, 1e12])
+WIDTHS = np.array([*(2.0**k for k in range(-10, FINE - 10)), 1e3, 1e6, 1e12, 1e100])
 """Widths of the Gaussians of a `ResidualDensity`, in its unit: `FINE` powers of 2, then coarse ones."""
 NARROW = float(1 / WIDTHS[0])
 """The unit over the narrowest width."""

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -74,9 +74,18 @@ class Chunk:
         return self.read(name) if name in self.names else [None] * self.size
 
 
+def _counted(values: list[float | None]) -> bool:
+    """Whether these are at least three whole numbers, each one more than that before."""
+    return len(values) > 2 and all(
+        a is not None and b is not None and a % 1 == 0 and b == a + 1 for a, b in pairwise(values)
+    )
+
+
 def _no_header(first: list[str], rows: list[list[str]], comma: bool) -> bool:
     """Whether the first row is one like the others: all its cells are values, or words that come again below them."""
     values = [number(cell, comma) for cell in first]
+    if _counted(values) and rows and not _counted([number(cell, comma) for cell in rows[0]]):
+        return False  # columns that are called 0, 1, 2 or 2019, 2020, 2021
     timed = moments(first)[2]
     words = {place for place, value in enumerate(values) if value is None and place in timed}
     known = any(value is None or not math.isnan(value) for place, value in enumerate(values) if place not in words)

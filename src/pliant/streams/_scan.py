@@ -288,8 +288,8 @@ def task_of(target: tuple[str, ...], tallies: dict[str, Tally], alone: bool) -> 
 
 
 def _whole(name: str) -> bool:
-    value = number(name)
-    return value is not None and value == np.round(value)
+    value = 0.0 if name in ("True", "False") else number(name)
+    return value is not None and bool(value == np.round(value))
 
 
 def check_targets(
