@@ -5,7 +5,8 @@ python benchmarks/gated_lru.py --peers /path/to/python --rounds 9 --ledger
 Width 512, 8 heads, B 4, T 1024, float32. The peers are `RecurrentGemmaRecurrentBlock` of transformers, and the block
 of recurrentgemma under `jax.jit`, with the same weights, each in a process of its own, one of which works at a
 time: they take turns within a round. Outputs and gradients are checked first. Figures are medians over rounds of
-the ratios within a round, with the quartiles.
+the ratios within a round, with the quartiles. Where others are at work on the machine, take one thread: then
+processor time is what counts.
 
 Memory is the peak of resident memory over what stood before (inputs, weights and code), so it holds activations,
 outputs, gradients and what a pass needs meanwhile. It is measured in the first pass of processes whose allocator
@@ -124,6 +125,7 @@ def measure(peers: str, rounds: int, threads: int) -> dict[str, Any]:
         for peer in AIMS:
             ratios = [theirs / mine for theirs, mine in zip(seconds[peer], seconds["ours"], strict=True)]
             figures[f"{peer} / ours, {kind}"] = spread(ratios)
+    figures["others at work"] = round(os.getloadavg()[1] - 1, 1)
     figures |= {f"{name} MiB": round(peak / 2**20, 1) for name, peak in memory.items()}
     figures |= {f"ours / {peer}, memory": round(memory["ours"] / memory[peer], 3) for peer in AIMS}
     return figures
