@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pliant import __version__
-from pliant.cli import learn, report, stream
+from pliant.cli import bench, learn, report, stream
 from pliant.cli.arguments import Misuse, choose
 
 __all__ = ["main"]
@@ -24,6 +24,7 @@ commands:
   learn series           a model learns your own table, row by row, beside what is done today
   stream RUN             answer a live input with the model of a run, line by line
   report RUN [RUN ...]   one HTML page about one or more runs
+  bench KIND             time and memory of kernels, mixers or models on this machine
 
 options:
   -h, --help             show this help, or that of a command
@@ -34,7 +35,7 @@ Start with: pliant learn digits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 wrong input, 130 stopped before the end."""
+    """Run a command; returns the exit code: 0 done, 1 a check is red, 2 wrong input, 130 stopped before the end."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     try:
@@ -64,6 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "learn": learn.command, "stream": stream.command, "report": report.command,
+        "bench": bench.command,
     }  # fmt: skip
     return choose("pliant", arguments[0], commands)(arguments[1:])
 
