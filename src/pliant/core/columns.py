@@ -76,6 +76,13 @@ def finite(cell: Any) -> float:
     return value
 
 
+def _said_else(cell: Any) -> tuple[str, ...]:
+    """Other names of a class that is a number or a truth value: 1.0 is 1, and true is 1."""
+    if not isinstance(cell, int | float):
+        return ()
+    return (f"{float(cell):.17g}", *([str(bool(cell))] if cell in (0, 1) else []))
+
+
 @dataclass(frozen=True)
 class Columns:
     """The schema of a stream of rows.
@@ -117,13 +124,16 @@ class Columns:
             ValueError: it is neither.
         """
         text = "" if cell is None else str(cell).strip()
-        if text in self.classes:
-            return float(self.classes.index(text))
+        if (name := next((name for name in (text, *_said_else(cell)) if name in self.classes), None)) is not None:
+            return float(self.classes.index(name))
         if text.lower() in MISSING:
             return math.nan
         if self.task == "classify":
             raise ValueError(f"{text!r} is none of the classes")
-        return finite(cell if isinstance(cell, int | float) else text)
+        try:
+            return finite(cell if isinstance(cell, int | float) else text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no finite number") from None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for a JSON file."""

@@ -307,7 +307,8 @@ def _summarize(run: Run, life: Life) -> dict[str, Any]:
     summary["rows_per_second"] = round(panel.answers / spent, 1) if spent else None
     if isinstance(life.stream, Watched):
         summary |= {"problems": dict(life.stream.problems), "notes": list(getattr(life.stream.source, "notes", ()))}
-        summary |= {"stopped": life.stream.error} if life.stream.error else {}
+        nothing = None if panel.answers else "nothing was scored, since no label of these rows is known and finite"
+        summary |= {"stopped": stopped} if (stopped := life.stream.error or nothing) else {}
     run.write("summary.json", summary)
     _append_ledger(run, summary)
     return summary
