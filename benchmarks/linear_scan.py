@@ -15,6 +15,7 @@ JAX runs in a process of its own (`_linear_scan_jax.py`), with jitted `lax.scan`
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import tempfile
@@ -184,7 +185,8 @@ def report(claim: str, command: str, figures: dict[str, list[float]], holds: boo
     for name, values in figures.items():
         print(f"  {name}: {values}", flush=True)
     if ledger:
-        append(claim, command, figures, holds=holds, note=note)
+        # What else the machine did: wall-clock time is shared with it.
+        append(claim, command, figures | {"load": [round(os.getloadavg()[1], 1)]}, holds=holds, note=note)
 
 
 if __name__ == "__main__":
