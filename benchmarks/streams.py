@@ -2,7 +2,8 @@
 
 python benchmarks/streams.py --data FOLDER                  # whatever is missing in docs/results/streams.jsonl
 python benchmarks/streams.py --data FOLDER --delays         # docs/results/delays.jsonl
-python benchmarks/streams.py --draw                         # docs/streams.md and the ledger's lines
+python benchmarks/streams.py --draw                         # docs/streams.md
+python benchmarks/streams.py --ledger [--delays]            # lines of the ledger
 
 FOLDER holds `streams` and `ett`, the layouts that `pliant.streams.named` reads. Needs river.
 """
@@ -182,9 +183,9 @@ def figure() -> None:
     drawn.savefig(DOCS / "delays.svg", metadata={"Date": None})
 
 
-def ledger() -> None:
+def ledger(streams: list[str]) -> None:
     """One line per stream, and the two aims."""
-    found = rows(RESULTS / "streams.jsonl")
+    found = {name: runs for name, runs in rows(RESULTS / "streams.jsonl").items() if name in streams}
     command = "python benchmarks/streams.py --data FOLDER; --draw"
     for name, runs in found.items():
         ours = [row["members"]["pliant"] for row in runs]
@@ -234,8 +235,9 @@ if __name__ == "__main__":
     if asked.draw:
         draw()
     elif asked.ledger:
-        ledger()
-        delays_ledger()
+        ledger(asked.streams)
+        if asked.delays:
+            delays_ledger()
     elif asked.delays:
         grid = [({"stream": name, "delay": delay, "seed": seed}, {**STREAMS[name], "rows": rows, "delay": delay})
                 for seed in asked.seeds for name, rows in DELAYED.items() for delay in DELAYS]  # fmt: skip
