@@ -6,6 +6,7 @@ peer likes. Gradients of parameters are computed too, but only those that are ca
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,8 @@ def _xlstm_matrix(form: str) -> Callable[[Problem], Work]:
         last = (..., None) if form.startswith("parallel") else (...,)
 
         def run(q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, forget_gate: Tensor) -> Tensor:
-            found = function(q, k, v, input_gate[last], forget_gate[last])
+            chunk = math.gcd(q.shape[2], 64)  # it takes whole chunks only
+            found = function(q, k, v, input_gate[last], forget_gate[last], chunk_size=chunk)
             return found[0] if isinstance(found, tuple) else found
 
         return _turned(problem, run)
