@@ -30,13 +30,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
-from pliant.kernels._jit import jit_fast, over_slices, whole_pages
+from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels.select import select
 
 LOWEST = -1e30
 """Stands for the logarithm of a closed input gate, which must not be infinite: m could be."""
 
-SLAB = 1 << 19
+SLAB = 1 << 20
 """Bytes of keys, values and memory that are worked on together, so that they stay near the processor."""
 
 
@@ -312,16 +312,16 @@ def _one_chunk(
 
 
 # The fast form: products of matrices by torch, for a slab of chunks at a time, and all that is between them by Numba.
-# Rows of `(R, ...)` are the B H memories, c counts chunks of all rows in the slab. Values have a last column of ones,
-# so that the last column of the memory is n. What a carried memory would be multiplied by zero for is not read, since
-# it need not be finite. Loops run over slices, see over_slices.
+# Rows of `(R, ...)` are the B H memories, of which a thread has those from `row` on; c counts its chunks in the slab.
+# Values have a last column of ones, so that the last column of the memory is n. What a carried memory would be
+# multiplied by zero for is not read, since it need not be finite.
 
 
 @jit_fast
-def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m):  # type: ignore[no-untyped-def]
     # In float64, so that f' and i' fit the m that is kept, however it is rounded.
     steps, heads = log_input.shape[1:]
-    for r in range(b0, b1):
+    for r in range(m.shape[0]):
         b, h = r // heads, r % heads
         before = np.float64(m0[b, h])
         for t in range(m.shape[1]):
@@ -342,11 +342,10 @@ def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, b0, b1, d0, d
 
 
 @jit_fast
-def _gates_back(log_input, log_forget, reset, mask, m0, m, dm, dinput, dforget, dlog_input, dlog_forget, dm0,  # type: ignore[no-untyped-def]
-                b0, b1, d0, d1):  # fmt: skip
+def _gates_back(log_input, log_forget, reset, mask, m0, m, dm, dinput, dforget, dlog_input, dlog_forget, dm0):  # type: ignore[no-untyped-def]  # fmt: skip
     # dm0 carries the gradient to m that flows back from step t + 1.
     steps, heads = log_input.shape[1:]
-    for r in range(b0, b1):
+    for r in range(m.shape[0]):
         b, h = r // heads, r % heads
         back = dm0[b, h]
         for t in range(steps - 1, -1, -1):
@@ -366,13 +365,12 @@ def _gates_back(log_input, log_forget, reset, mask, m0, m, dm, dinput, dforget, 
 
 
 @jit_fast
-def _load(q, k, v, mask, scale, start, q_, k_, v_, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _load(q, k, v, mask, scale, row, start, chunks, q_, k_, v_):  # type: ignore[no-untyped-def]
     steps, heads, keys = q.shape[1:]
     values = v.shape[3]
     size = q_.shape[1]
-    chunks = q_.shape[0] // (q.shape[0] * heads)
-    for c in range(b0, b1):
-        r = c // chunks
+    for c in range(q_.shape[0]):
+        r = row + c // chunks
         b, h = r // heads, r % heads
         for i in range(size):
             t = start + (c % chunks) * size + i
@@ -401,12 +399,12 @@ def _next_row(row, i, keep, enter, tiny):  # type: ignore[no-untyped-def]
 
 
 @jit_fast
-def _weigh(scores, k_, keep, enter, tiny, start, inside, leaving, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _weigh(scores, k_, keep, enter, tiny, start, inside, leaving):  # type: ignore[no-untyped-def]
     """Scores times D, in place; `inside`: how much of the carried memory is left; `leaving`: keys as C sees them."""
     size = scores.shape[1]
     chunks = scores.shape[0] // keep.shape[0]
     row, zero, one = np.empty(size, scores.dtype), scores.dtype.type(0), scores.dtype.type(1)
-    for c in range(b0, b1):
+    for c in range(scores.shape[0]):
         r, first = c // chunks, start + (c % chunks) * size
         left = one
         for i in range(size):
@@ -424,10 +422,10 @@ def _weigh(scores, k_, keep, enter, tiny, start, inside, leaving, b0, b1, d0, d1
 
 
 @jit_fast
-def _carry(memory, inside, carried, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _carry(memory, inside, carried):  # type: ignore[no-untyped-def]
     """From what each chunk adds to the memory, the memory before each chunk, in place, and after the last one."""
     chunks = memory.shape[0] // carried.shape[0]
-    for r in range(b0, b1):
+    for r in range(carried.shape[0]):
         for c in range(r * chunks, (r + 1) * chunks):
             keep = inside[c, -1]
             for j in range(carried.shape[1]):
@@ -437,13 +435,13 @@ def _carry(memory, inside, carried, b0, b1, d0, d1):  # type: ignore[no-untyped-
 
 
 @jit_fast
-def _read(near, far, inside, m, mask, eps, limit, start, h, total, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _read(near, far, inside, m, mask, eps, limit, row, start, h, total):  # type: ignore[no-untyped-def]
     steps, heads, values = h.shape[1:]
     size, one = near.shape[1], near.dtype.type(1)
     chunks = near.shape[0] // m.shape[0]
-    for c in range(b0, b1):
+    for c in range(near.shape[0]):
         r = c // chunks
-        b, head = r // heads, r % heads
+        b, head = (row + r) // heads, (row + r) % heads
         for i in range(size):
             t = start + (c % chunks) * size + i
             if t >= steps:
@@ -463,14 +461,14 @@ def _read(near, far, inside, m, mask, eps, limit, start, h, total, b0, b1, d0, d
 
 
 @jit_fast
-def _read_back(grad, h, total, m, mask, eps, limit, start, back, dm, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _read_back(grad, h, total, m, mask, eps, limit, row, start, back, dm):  # type: ignore[no-untyped-def]
     """Gradients of what was read, before the division; and of m, for a fixed memory in units of 1."""
     steps, heads, values = h.shape[1:]
     size, zero, one = back.shape[1], back.dtype.type(0), back.dtype.type(1)
     chunks = back.shape[0] // m.shape[0]
-    for c in range(b0, b1):
+    for c in range(back.shape[0]):
         r = c // chunks
-        b, head = r // heads, r % heads
+        b, head = (row + r) // heads, (row + r) % heads
         for i in range(size):
             t = start + (c % chunks) * size + i
             if t >= steps or not mask[b, t]:
@@ -491,8 +489,7 @@ def _read_back(grad, h, total, m, mask, eps, limit, start, back, dm, b0, b1, d0,
 
 
 @jit_fast
-def _weigh_back(scores, dweights, q_, keep, enter, tiny, start, inside, last, reading, dinput, dforget,  # type: ignore[no-untyped-def]
-                b0, b1, d0, d1):  # fmt: skip
+def _weigh_back(scores, dweights, q_, keep, enter, tiny, start, inside, last, reading, dinput, dforget):  # type: ignore[no-untyped-def]  # fmt: skip
     """Scores become weights and gradients of weights those of scores, in place; gradients of log gates within chunks.
 
     `last`: the last row of D; `reading`: queries as the carried memory sees them.
@@ -501,7 +498,7 @@ def _weigh_back(scores, dweights, q_, keep, enter, tiny, start, inside, last, re
     chunks = scores.shape[0] // keep.shape[0]
     both, down = np.empty((size, size), scores.dtype), np.empty(size, scores.dtype)
     zero, one = scores.dtype.type(0), scores.dtype.type(1)
-    for c in range(b0, b1):
+    for c in range(scores.shape[0]):
         r, first = c // chunks, start + (c % chunks) * size
         row = last[c]
         left = one
@@ -533,10 +530,10 @@ def _weigh_back(scores, dweights, q_, keep, enter, tiny, start, inside, last, re
 
 
 @jit_fast
-def _carry_back(back, memory, first, inside, carried, dlast, b0, b1, d0, d1):  # type: ignore[no-untyped-def]
+def _carry_back(back, memory, inside, carried, dlast):  # type: ignore[no-untyped-def]
     """From the gradient that each chunk's reading adds, that of the memory after each chunk, in place."""
     chunks, zero = back.shape[0] // carried.shape[0], back.dtype.type(0)
-    for r in range(b0, b1):
+    for r in range(carried.shape[0]):
         for n in range(chunks - 1, -1, -1):
             c = r * chunks + n
             keep = inside[c, -1]
@@ -545,21 +542,21 @@ def _carry_back(back, memory, first, inside, carried, dlast, b0, b1, d0, d1):  #
                 added = back[c, j]
                 back[c, j] = carried[r, j]
                 if keep:
-                    along += carried[r, j] * memory[r, first + n, j]
+                    along += carried[r, j] * memory[c, j]
                 carried[r, j] = added + keep * carried[r, j]
             dlast[c] = keep * along
 
 
 @jit_fast
-def _write_back(near_q, near_k, near_v, far_q, far_k, far_v, q_, k_, inside, last, dlast, mask, scale, start,  # type: ignore[no-untyped-def]
-                dq, dk, dv, dinput, dforget, b0, b1, d0, d1):  # fmt: skip
+def _write_back(near_q, near_k, near_v, far_q, far_k, far_v, q_, k_, inside, last, dlast, mask, scale, row, start,  # type: ignore[no-untyped-def]
+                dq, dk, dv, dinput, dforget):  # fmt: skip
     steps, heads, keys = dq.shape[1:]
     values = dv.shape[3]
     size, zero = near_q.shape[1], near_q.dtype.type(0)
     chunks = near_q.shape[0] // dinput.shape[0]
-    for c in range(b0, b1):
+    for c in range(near_q.shape[0]):
         r, first = c // chunks, start + (c % chunks) * size
-        b, h = r // heads, r % heads
+        b, h = (row + r) // heads, (row + r) % heads
         reads, writes = zero, zero
         for i in range(size):
             t = first + i
@@ -592,77 +589,95 @@ def _write_back(near_q, near_k, near_v, far_q, far_k, far_v, q_, k_, inside, las
 
 
 class _Plan(NamedTuple):
-    """How a call is cut: B, T, H, K, V, steps per chunk, number of chunks, chunks per slab."""
+    """How a call is cut: B H rows, steps, K, V, steps per chunk, number of chunks."""
 
-    batch: int
+    rows: int
     steps: int
-    heads: int
     keys: int
     values: int
     size: int
     chunks: int
-    slab: int
-
-    @property
-    def rows(self) -> int:
-        return self.batch * self.heads
 
 
 def _plan(q: Tensor, v: Tensor, chunk: int) -> _Plan:
     batch, steps, heads, keys = q.shape
-    values = v.shape[-1]
     chunks = -(-steps // chunk)
     size = -(-steps // chunks)  # chunks of the same length, so that little is left over
-    held = batch * heads * (size * max(size, keys, values) + keys * values) * q.element_size()
-    return _Plan(batch, steps, heads, keys, values, size, chunks, min(chunks, max(1, SLAB // max(held, 1))))
-
-
-class _Slab:
-    """Some chunks of all rows, with their inputs in one piece."""
-
-    def __init__(self, plan: _Plan, arrays: "_Arrays", first: int):
-        self.first, self.chunks = first, min(plan.slab, plan.chunks - first)
-        self.start = first * plan.size
-        self.count = plan.rows * self.chunks
-        self.work = plan.size * max(plan.size, plan.keys, plan.values)
-        self.plan, self.like = plan, arrays.like
-        self.q, self.k, self.v = (self.empty(plan.size, n) for n in (plan.keys, plan.keys, plan.values + 1))
-        self.each(_load, arrays.q, arrays.k, arrays.v, arrays.mask, arrays.scale, self.start, self.q, self.k, self.v)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(self.count, *shape, dtype=self.like.dtype)
-
-    def each(self, kernel: Callable[..., None], *given: Any) -> None:
-        """Run `kernel` over all chunks of the slab."""
-        _run(kernel, self.count, self.work, *given)
+    return _Plan(batch * heads, steps, keys, v.shape[-1], size, chunks)
 
 
 class _Arrays:
-    """What the kernels read besides a slab's own, and the gates; zeros and ones in the float type of the call."""
+    """What the kernels read: inputs, gates, and some numbers in the float type of the call."""
 
     def __init__(self, plan: _Plan, tensors: tuple[Tensor, ...], reset: Tensor | None, mask: Tensor | None, eps: float):
         q, k, v, log_input, log_forget, m0 = tensors
-        self.like, scalar = q, torch.finfo(q.dtype)
+        self.plan, self.dtype = plan, q.dtype
         number = np.float32 if q.dtype == torch.float32 else np.float64
-        self.scale, self.eps, self.tiny = (number(x) for x in (plan.keys**-0.5, eps, scalar.tiny))
-        self.limit = number(_limit(q.dtype))
+        self.scale, self.eps, self.tiny, self.limit = (
+            number(x) for x in (plan.keys**-0.5, eps, torch.finfo(q.dtype).tiny, _limit(q.dtype))
+        )
         self.q, self.k, self.v = _array(q), _array(k), _array(v)
-        shape = (plan.batch, plan.steps)
-        self.reset = np.zeros(shape, np.bool_) if reset is None else _array(reset)
-        self.mask = np.ones(shape, np.bool_) if mask is None else _array(mask)
+        self.reset = np.zeros(q.shape[:2], np.bool_) if reset is None else _array(reset)
+        self.mask = np.ones(q.shape[:2], np.bool_) if mask is None else _array(mask)
         self.log_input, self.log_forget, self.m0 = _array(log_input), _array(log_forget), _array(m0)
         self.keep, self.enter, self.m = (np.empty((plan.rows, plan.chunks * plan.size), number) for _ in range(3))
-        given = (self.log_input, self.log_forget, self.reset, self.mask, self.m0, self.keep, self.enter, self.m)
-        _run(_gates, plan.rows, 8 * plan.steps, *given)
+        _run(_gates, *self.gates, self.keep, self.enter, self.m)
+
+    @property
+    def gates(self) -> tuple[np.ndarray, ...]:
+        """Of all rows, as they were given."""
+        return self.log_input, self.log_forget, self.reset, self.mask, self.m0
+
+
+class _Slab:
+    """Chunks of the rows `rows` from the one numbered `first` on, as many as fit, with their inputs in one piece."""
+
+    def __init__(self, arrays: _Arrays, rows: slice, first: int, chunks: int):
+        plan = arrays.plan
+        self.rows, self.first, self.chunks, self.size = rows, first, chunks, plan.size
+        self.row, self.start = rows.start, first * plan.size
+        self.count, self.dtype = (rows.stop - rows.start) * chunks, arrays.dtype
+        self.q, self.k, self.v = (self.empty(plan.size, n) for n in (plan.keys, plan.keys, plan.values + 1))
+        given = (arrays.q, arrays.k, arrays.v, arrays.mask, arrays.scale)
+        _run(_load, *given, self.row, self.start, chunks, self.q, self.k, self.v)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(self.count, *shape, dtype=self.dtype)
+
+
+def _slabs(plan: _Plan, rows: int, itemsize: int) -> list[tuple[int, int]]:
+    """First chunk and number of chunks of each slab of so many rows."""
+    held = rows * (plan.size * max(plan.size, plan.keys, plan.values) + plan.keys * plan.values) * itemsize
+    each = max(1, SLAB // held)
+    return [(first, min(each, plan.chunks - first)) for first in range(0, plan.chunks, each)]
+
+
+def _over_rows(job: Callable[[slice], None], plan: _Plan) -> None:
+    """Call `job` for parts of the rows, one per thread: products by one thread each, which need not wait for others.
+
+    A single product is too small to be worth sharing, and threads that share one stay awake and in the way after it.
+    """
+    threads = torch.get_num_threads()
+    if plan.rows < threads:
+        job(slice(0, plan.rows))
+        return
+
+    def alone(start: int, stop: int) -> None:
+        torch.set_num_threads(1)  # of this thread
+        job(slice(start, stop))
+
+    try:
+        over_jobs(alone, plan.rows, plan.rows * plan.steps * (plan.keys + plan.values))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-def _run(kernel: Callable[..., None], rows: int, work: int, *given: Any) -> None:
-    arrays = [x.numpy() if isinstance(x, Tensor) else x for x in given]
-    over_slices(lambda *part: kernel(*arrays, *part), rows, 1, work)
+def _run(kernel: Callable[..., None], *given: Any) -> None:
+    kernel(*(x.numpy() if isinstance(x, Tensor) else x for x in given))
 
 
 @torch.library.custom_op("pliant::matrix_memory", mutates_args=(), device_types="cpu")
@@ -683,28 +698,32 @@ def _memory(
     """h, memory and m after the last step; then for the way back qᵀn `(R, T)` and the memory before each chunk."""
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
-    size = plan.keys * (plan.values + 1)
-    h, total = whole_pages(torch.empty(v.shape, dtype=v.dtype)), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
-    starts = whole_pages(torch.empty(plan.rows * plan.chunks * size if differentiable else 0, dtype=v.dtype))
     carried = memory.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
-    for first in range(0, plan.chunks, plan.slab):
-        slab = _Slab(plan, arrays, first)
-        weights = torch.bmm(slab.q, slab.k.mT)
-        inside, leaving = slab.empty(plan.size), torch.empty_like(slab.k)
-        slab.each(
-            _weigh, weights, slab.k, arrays.keep, arrays.enter, arrays.tiny, slab.start, inside, leaving
-        )  # fmt: skip
-        before = torch.bmm(leaving.mT, slab.v)
-        _run(_carry, plan.rows, slab.chunks * carried.shape[1], before.flatten(1), inside, carried)
-        near, far = torch.bmm(weights, slab.v), torch.bmm(slab.q, before)
-        slab.each(
-            _read, near, far, inside, arrays.m, arrays.mask, arrays.eps, arrays.limit, slab.start, h, total
-        )  # fmt: skip
-        if differentiable:
-            place = starts.view(plan.rows, plan.chunks, size)
-            place[:, first : first + slab.chunks] = before.view(plan.rows, slab.chunks, size)
+    h, total = torch.empty(v.shape, dtype=v.dtype), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
+    starts = torch.empty(plan.rows, plan.chunks if differentiable else 0, carried.shape[1], dtype=v.dtype)
+
+    def job(rows: slice) -> None:
+        for first, chunks in _slabs(plan, rows.stop - rows.start, q.element_size()):
+            before = _slab_forward(_Slab(arrays, rows, first, chunks), arrays, carried[rows], h, total[rows])
+            if differentiable:
+                starts[rows, first : first + chunks] = before.view(-1, chunks, carried.shape[1])
+
+    _over_rows(job, plan)
     m = torch.from_numpy(arrays.m[:, plan.steps - 1].copy())
-    return h, carried.reshape(memory.shape), m.reshape(m0.shape), total, starts
+    return h, carried.reshape(memory.shape), m.reshape(m0.shape), total, starts.flatten()
+
+
+def _slab_forward(slab: _Slab, arrays: _Arrays, carried: Tensor, h: Tensor, total: Tensor) -> Tensor:
+    """Write what a slab reads; `carried`, the memory before it, becomes that after it. The memory before each chunk."""
+    keep, enter, m = (x[slab.rows] for x in (arrays.keep, arrays.enter, arrays.m))
+    weights = torch.bmm(slab.q, slab.k.mT)
+    inside, leaving = slab.empty(slab.size), torch.empty_like(slab.k)
+    _run(_weigh, weights, slab.k, keep, enter, arrays.tiny, slab.start, inside, leaving)
+    before = torch.bmm(leaving.mT, slab.v)
+    _run(_carry, before.flatten(1), inside, carried)
+    near, far = torch.bmm(weights, slab.v), torch.bmm(slab.q, before)
+    _run(_read, near, far, inside, m, arrays.mask, arrays.eps, arrays.limit, slab.row, slab.start, h, total)
+    return before
 
 
 @torch.library.custom_op("pliant::matrix_memory_backward", mutates_args=(), device_types="cpu")
@@ -731,25 +750,37 @@ def _memory_backward(
     """Gradients of the first seven arguments."""
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
-    dq, dk, dv = (whole_pages(torch.empty(x.shape, dtype=x.dtype)) for x in (q, k, v))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     dm, dinput, dforget = (np.zeros_like(arrays.m) for _ in range(3))
-    grads = _Gradients(dq, dk, dv, dm, dinput, dforget)
     carried = grad_last.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
-    read = (_array(grad_h), _array(h), _array(total))
-    for first in reversed(range(0, plan.chunks, plan.slab)):
-        _slab_back(_Slab(plan, arrays, first), arrays, read, starts.view(plan.rows, plan.chunks, -1), carried, grads)
+    before, read = starts.view(plan.rows, plan.chunks, -1), _Read(_array(grad_h), _array(h), _array(total))
+
+    def job(rows: slice) -> None:
+        own = _Read(read.grad, read.h, read.total[rows])
+        grads = _Gradients(dq, dk, dv, dm[rows], dinput[rows], dforget[rows])
+        for first, chunks in reversed(_slabs(plan, rows.stop - rows.start, q.element_size())):
+            slab = _Slab(arrays, rows, first, chunks)
+            _slab_backward(slab, arrays, own, before[rows, first : first + chunks], carried[rows], grads)
+
+    _over_rows(job, plan)
     dmemory = carried.reshape(memory.shape)
-    # Of m at the end and at the start: the memory is in units of e^m.
-    back = grad_m - _products(grad_last, last)
     dlog_input, dlog_forget = (torch.empty(x.shape, dtype=x.dtype) for x in (log_input, log_forget))
-    dm0 = back.contiguous()
-    given = (arrays.log_input, arrays.log_forget, arrays.reset, arrays.mask, arrays.m0, arrays.m, dm, dinput, dforget)
-    _run(_gates_back, plan.rows, 8 * plan.steps, *given, dlog_input, dlog_forget, dm0)
+    # Of m at the end and at the start: the memory is in units of e^m.
+    dm0 = (grad_m - _products(grad_last, last)).contiguous()
+    _run(_gates_back, *arrays.gates, arrays.m, dm, dinput, dforget, dlog_input, dlog_forget, dm0)
     return dq, dk, dv, dlog_input, dlog_forget, dmemory, dm0 + _products(dmemory, memory)
 
 
+class _Read(NamedTuple):
+    """Gradient of h, h, and qᵀn of the thread's rows."""
+
+    grad: np.ndarray
+    h: np.ndarray
+    total: np.ndarray
+
+
 class _Gradients(NamedTuple):
-    """Where gradients are written: `(B, T, H, ...)` of q, k, v, and `(R, T)` of m, log i and log f."""
+    """Where gradients are written: `(B, T, H, ...)` of q, k, v, and of m, log i and log f of the thread's rows."""
 
     q: Tensor
     k: Tensor
@@ -764,29 +795,25 @@ def _products(gradient: Tensor, memory: Tensor) -> Tensor:
     return (gradient * torch.where(gradient == 0, 0, memory)).sum((-2, -1))
 
 
-def _slab_back(
-    slab: _Slab, arrays: _Arrays, read: tuple[np.ndarray, ...], starts: Tensor, carried: Tensor, grads: _Gradients
+def _slab_backward(
+    slab: _Slab, arrays: _Arrays, read: _Read, starts: Tensor, carried: Tensor, grads: _Gradients
 ) -> None:
     """Write the gradients of the inputs of a slab; `carried`, of the memory after it, becomes that before it."""
-    plan, size = slab.plan, slab.plan.size
+    keep, enter, m = (x[slab.rows] for x in (arrays.keep, arrays.enter, arrays.m))
     back = torch.empty_like(slab.v)
-    slab.each(
-        _read_back, *read, arrays.m, arrays.mask, arrays.eps, arrays.limit, slab.start, back, grads.m
-    )  # fmt: skip
+    _run(_read_back, *read, m, arrays.mask, arrays.eps, arrays.limit, slab.row, slab.start, back, grads.m)
     scores, dscores = torch.bmm(slab.q, slab.k.mT), torch.bmm(back, slab.v.mT)
-    inside, last, reading, dlast = slab.empty(size), slab.empty(size), torch.empty_like(slab.q), slab.empty()
-    gates = (arrays.keep, arrays.enter, arrays.tiny, slab.start)
-    slab.each(
-        _weigh_back, scores, dscores, slab.q, *gates, inside, last, reading, grads.log_input, grads.log_forget
-    )  # fmt: skip
-    after = torch.bmm(reading.mT, back)
-    work = slab.chunks * carried.shape[1]
-    _run(_carry_back, plan.rows, work, after.flatten(1), starts, slab.first, inside, carried, dlast)
-    before = starts[:, slab.first : slab.first + slab.chunks].reshape(after.shape)
+    inside, last, reading = slab.empty(slab.size), slab.empty(slab.size), torch.empty_like(slab.q)
+    gates = (keep, enter, arrays.tiny, slab.start)
+    _run(_weigh_back, scores, dscores, slab.q, *gates, inside, last, reading, grads.log_input, grads.log_forget)
+    after, before = torch.bmm(reading.mT, back), starts.flatten(0, 1)
+    dlast = slab.empty()
+    _run(_carry_back, after.flatten(1), before, inside, carried, dlast)
+    before = before.view(after.shape)
     near = (torch.bmm(dscores, slab.k), torch.bmm(dscores.mT, slab.q), torch.bmm(scores.mT, back[..., :-1]))
     far = (torch.bmm(back, before.mT), torch.bmm(slab.v, after.mT), torch.bmm(slab.k, after[..., :-1]))
-    rest = (slab.q, slab.k, inside, last, dlast, arrays.mask, arrays.scale, slab.start)
-    slab.each(_write_back, *near, *far, *rest, grads.q, grads.k, grads.v, grads.log_input, grads.log_forget)
+    rest = (slab.q, slab.k, inside, last, dlast, arrays.mask, arrays.scale, slab.row, slab.start)
+    _run(_write_back, *near, *far, *rest, *grads[:3], grads.log_input, grads.log_forget)
 
 
 @_memory.register_fake
@@ -818,6 +845,7 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, ctx.chunk, ctx.eps, _ = inputs
     h, last, _, total, starts = output
     ctx.mark_non_differentiable(total, starts)
+    ctx.set_materialize_grads(False)  # zeros for what was only kept would be as large as all of it
     ctx.save_for_backward(*tensors, h, last, total, starts)
 
 
