@@ -260,7 +260,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_many_slabs_are_one(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, state = problem(2, steps)
     whole = run(inputs, state, form="numba", chunk=8, **flags(2, steps))
-    monkeypatch.setattr("pliant.kernels._matrix_memory.SLAB", 1)
+    monkeypatch.setattr("pliant.kernels._matrix_chunks.SLAB", 1)
     for one, two in zip(run(inputs, state, form="numba", chunk=8, **flags(2, steps)), whole, strict=True):
         close(one, two)
 
