@@ -29,7 +29,7 @@ from pliant.bench import (
 )
 from pliant.bench.cases import ALL_KERNELS, ALL_MIXERS
 from pliant.bench.clock import LEAST, Copy, kept_for_backward, resident_peak, take_turns
-from pliant.bench.compare import WHATS, _Growth, _makers, bytes_moved, check
+from pliant.bench.compare import WHATS, _Growth, makers_of, bytes_moved, check
 from pliant.bench.show import duration, lengths_figure, lengths_table, times_figure, times_table
 from pliant.core import UsageError
 
@@ -96,7 +96,7 @@ def test_every_mixer_is_measured() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_case_computes_what_its_readable_form_does(name: str) -> None:
     case = EVERY[name]
-    for who, one in check(case, _makers(case, ()), TINY).items():
+    for who, one in check(case, makers_of(case, ()), TINY).items():
         assert one.why == "", f"{who}: {one.why}"
         assert one.error > 0  # something was compared
 

@@ -44,7 +44,7 @@ def measure(
     found: list[dict[str, Any]] = []
     refused: list[dict[str, Any]] = []
     for index, case in enumerate(cases):
-        makers = _makers(case, peers)
+        makers = makers_of(case, peers)
         tell(f"[{index + 1}/{len(cases)}] {case.name}: {', '.join(makers)}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -72,7 +72,7 @@ def _measure_case(
     return entry, [{"case": case.name, "who": who, "why": text} for who, text in why.items()]
 
 
-def _makers(case: Case, peers: Sequence[Peer]) -> dict[str, Make]:
+def makers_of(case: Case, peers: Sequence[Peer]) -> dict[str, Make]:
     """Who computes a case, by name, ours first."""
 
     def ours(form: str) -> Make:
@@ -256,7 +256,7 @@ def measure_lengths(
     for name, case in named.items():
         tell(f"{name}: equality")
         form = case.forms[0]
-        why = check(case, {form: _makers(case, ())[form]}, replace(sizes, steps=CHECK_STEPS))[form].why
+        why = check(case, {form: makers_of(case, ())[form]}, replace(sizes, steps=CHECK_STEPS))[form].why
         if why:
             refused.append({"case": name, "who": form, "why": why})
         else:

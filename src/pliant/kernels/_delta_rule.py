@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels.select import select
 
 LOWEST = -50.0
@@ -51,6 +52,7 @@ class _Parts(NamedTuple):
     b: Tensor
 
 
+@own_precision
 def delta_rule(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B T H K"],

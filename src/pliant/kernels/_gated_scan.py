@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_exact, over_slices
 from pliant.kernels._linear_scan import linear_scan
 from pliant.kernels._math import exp, one, sigmoid, two
@@ -57,6 +58,7 @@ def bounded_sqrt(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     return _BoundedSqrt.apply(x)
 
 
+@own_precision
 def gated_scan(
     x: Float[Tensor, "B T D"],
     input_gate: Float[Tensor, "B T D"],

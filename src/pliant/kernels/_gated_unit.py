@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._gated_scan import (
     DECAY_POWER,
     MAX_SQRT_DERIVATIVE,
@@ -34,6 +35,7 @@ ROWS = 512
 """Rows of a slice; fewer make slow products, more leave the cache."""
 
 
+@own_precision
 def gated_unit(
     x: Float[Tensor, "B T N D"],
     input_weight: Float[Tensor, "H I I"],
@@ -187,6 +189,7 @@ def _unit(
 
 
 @torch.library.custom_op("pliant::gated_unit_backward", mutates_args=(), device_types="cpu")
+@own_precision
 def _unit_backward(
     x: Tensor, input_weight: Tensor, input_bias: Tensor, decay_weight: Tensor, decay_bias: Tensor, speed: Tensor,
     first: Tensor, reset: Tensor | None, mask: Tensor | None, h: Tensor, before: Tensor, grad_h: Tensor,

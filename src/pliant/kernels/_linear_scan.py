@@ -20,10 +20,12 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import SMALL, beside, jit, over_slices, populate, whole_pages
 from pliant.kernels.select import select
 
 
+@own_precision
 def linear_scan(
     a: Shaped[Tensor, "B T D"],
     u: Shaped[Tensor, "B T D"],

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_fast, over_jobs
 
 SLAB = 1 << 20
@@ -438,6 +439,7 @@ def _slab_forward(slab: _Slab, arrays: _Arrays, carried: Tensor, h: Tensor, tota
 
 
 @torch.library.custom_op("pliant::matrix_memory_backward", mutates_args=(), device_types="cpu")
+@own_precision
 def _memory_backward(
     q: Tensor,
     k: Tensor,

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._matrix_chunks import limit, memory_chunks
 from pliant.kernels.select import select
 
@@ -42,6 +43,7 @@ class Memory(NamedTuple):
     m: Tensor
 
 
+@own_precision
 def matrix_memory(
     q: Float[Tensor, "B T H K"],
     k: Float[Tensor, "B T H K"],

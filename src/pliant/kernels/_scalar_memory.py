@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_exact, over_slices
 from pliant.kernels._math import exp, half, log1p_unit, one, sigmoid, tanh, zero
 from pliant.kernels.select import select
@@ -37,6 +38,7 @@ class ScalarMemory(NamedTuple):
     m: Tensor
 
 
+@own_precision
 def scalar_memory(
     pre: Float[Tensor, "B T 4 H K"],
     recurrent: Float[Tensor, "H K 4 K"],
@@ -295,6 +297,7 @@ def _outputs(pre: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("pliant::scalar_memory_backward", mutates_args=(), device_types="cpu")
+@own_precision
 def _memory_backward(
     kept: Tensor, recurrent: Tensor, reset: Tensor | None, mask: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._math import exp
 from pliant.kernels.select import select
@@ -33,6 +34,7 @@ BLOCK = 128
 """Channels that one call works on: all it needs of a chunk with N = 16 is in the second cache."""
 
 
+@own_precision
 def selective_scan(
     u: Float[Tensor, "B T M"],
     dt: Float[Tensor, "B T M"],
