@@ -1,11 +1,13 @@
-"""Which label stands in a cell."""
+"""Which number or label stands in a cell."""
 
+import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pliant.core.columns import Columns
+from pliant.core.columns import Column, Columns, bare
 
 
 def columns(*classes: str) -> Columns:
@@ -38,3 +40,26 @@ def test_what_is_no_class_is_told(cell: Any) -> None:
 def test_what_is_no_number_is_told(cell: Any) -> None:
     with pytest.raises(ValueError, match="no finite number"):
         columns().target(cell)
+
+
+@pytest.mark.parametrize(
+    ("text", "signs", "left"),
+    [
+        ("$1,003", "$,", "1003"), ("- $5", "$", "-5"), ("12 %", "%", "12"), ("1.234.567,8", ".", "1234567,8"),
+        ("1,5", ",", "1,5"), ("0,003", ",", "0,003"), ("1,2345", ",", "1,2345"), ("12,345,67", ",", "12,345,67"),
+        ("1\u202f000", "\u202f", "1000"), ("€5", "$,", "€5"),
+    ],
+)  # fmt: skip
+def test_bare_leaves_out_units_and_whole_groups_of_three(text: str, signs: str, left: str) -> None:
+    assert bare(text, signs) == left
+
+
+def test_signs_are_in_the_schema_where_there_are_any() -> None:
+    plain = Columns("regress", (Column("a"),), ("y",))
+    assert "signs" not in plain.to_dict()
+    assert Columns.from_dict(plain.to_dict()) == plain
+    dressed = replace(plain, signs=(("y", "$,"),))
+    again = Columns.from_dict(json.loads(json.dumps(dressed.to_dict())))
+    assert again == dressed
+    assert [again.bare(name, "$1,003") for name in ("y", "a")] == ["1003", "$1,003"]
+    assert again.bare("y", 5.0) == 5.0

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -436,6 +438,21 @@ def test_the_delimiter_is_found_and_with_it_decimal_commas(delimiter: str, class
                 cells = [cell or "?" for cell in cells]
             assert other.take(delimiter.join(cell.replace(".", ",") for cell in cells).encode()) == said
         assert differences(plain.live.state_dict(), other.live.state_dict()) == []
+
+
+def test_numbers_with_units_and_grouped_thousands_are_read_as_in_the_run(groups: Made) -> None:
+    plain, other = Lines(groups.live(learn=True)), Lines(groups.live(learn=True))
+    other.live.columns = replace(other.live.columns, signs=(("a", "$."), ("b", "%,")))
+    assert plain.take(b"id;group;a;b") is other.take(b"id;group;a;b") is None
+    rows = [("1234.5", "$1.234,5", "12", "12 %"), ("-0.5", "- $0,5", "1003", "1,003%"), ("1.234", "$1,234", "?", "?")]
+    for i, (a, a_dressed, b, b_dressed) in enumerate(rows):
+        said = plain.take(f"{i};N;{a};{b}".encode())
+        assert said is not None
+        assert "error" not in said
+        assert other.take(f"{i};N;{a_dressed};{b_dressed}".encode()) == said
+    assert not other.live.counts - Counter({"asked": 3})
+    said = plain.take(b"9;N;1003;5")
+    assert other.live.reply({"id": "9", "group": "N", "x": {"a": "$1.003", "b": "5%"}}) == json.loads(said or "")
 
 
 def test_a_header_is_cut_where_it_names_the_most_columns_of_the_run(classes: Made) -> None:

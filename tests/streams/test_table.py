@@ -110,8 +110,8 @@ def test_decimal_commas(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "a;b;y\n3,14;x,y;1,5\n-2,5e1;z;2\n1.5;;1.234,5\n" + "1;z;2\n" * 20)
     block, _ = whole(scan(path, **REGRESS))
     np.testing.assert_array_equal(block.features[:3, 0], [3.14, -25, 1.5])
-    np.testing.assert_array_equal(block.targets[:3, 0], [1.5, 2, math.nan])
-    assert block.problems == {NOT_NUMBER: 1}
+    np.testing.assert_array_equal(block.targets[:3, 0], [1.5, 2, 1234.5])
+    assert not block.problems
     headless = scan(write(tmp_path / "n.csv", "3,14;2,71\n1,5;2,5\n"), task="regress", target=["c1"])
     np.testing.assert_array_equal(whole(headless)[0].targets[:, 0], [2.71, 2.5])
 
@@ -844,3 +844,70 @@ def test_true_and_false_of_json_are_classes(tmp_path: Path) -> None:
     assert columns.task == "classify" and columns.classes == ("False", "True")
     _, _, first, *_ = next(iter(series(tmp_path / "a.jsonl", target=["y"]).source.blocks())).targets[:4, 0]
     assert first == 0
+
+
+def _column(path: Path, name: str, cells: list[str], delimiter: str = ",") -> Path:
+    """A table of the numbers 0, 1, … and that column, in quotes where need be."""
+    rows = [f'"{cell}"' if delimiter in cell else cell for cell in cells]
+    return write(path, "\n".join([f"a{delimiter}{name}", *(f"{i}{delimiter}{cell}" for i, cell in enumerate(rows))]))
+
+
+@pytest.mark.parametrize(
+    ("cells", "delimiter", "read"),
+    [
+        (["1,003", "873", "1,234,567", "2,500.5", "-4,000"], ",", [1003, 873, 1234567, 2500.5, -4000]),
+        (["$5", "-$1,003.50", "$0.25", "?", "$12"], ",", [5, -1003.5, 0.25, math.nan, 12]),
+        (["12%", "3.5 %", "0%", "100%", "-1%"], ",", [12, 3.5, 0, 100, -1]),
+        (["1.234,56 €", "99,5 €", "2.000 €", "7 €", "0,5 €"], ";", [1234.56, 99.5, 2000, 7, 0.5]),
+        (["1,003", "1,234,567", "12", "873.5", "9"], "\t", [1003, 1234567, 12, 873.5, 9]),
+        (["1'003", "12", "1'234'567", "5.5", "9"], ",", [1003, 12, 1234567, 5.5, 9]),
+    ],
+)
+def test_numbers_as_people_write_them(cells: list[str], delimiter: str, read: list[float], tmp_path: Path) -> None:
+    for seen in (cells, [*cells] * 10):
+        table = scan(_column(tmp_path / "a.csv", "y", seen, delimiter), task="auto", target=["y"])
+        assert table.columns.task == "regress"
+        assert any(note.startswith("the cells of column 'y', such as ") for note in table.notes)
+        block, _ = whole(table)
+        assert np.array_equal(block.targets[: len(read), 0], read, equal_nan=True)
+        # As a feature the same.
+        assert np.array_equal(
+            whole(scan(tmp_path / "a.csv", task="regress", target=["a"]))[0].features[: len(read), 0],
+            read,
+            equal_nan=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("cells", "delimiter"),
+    [
+        (["12,5", "1,25", "3,75"], ","),  # decimal commas where commas part cells
+        (["$5", "€5", "$7"], ","),
+        (["5%", "0.5", "7"], ","),
+        (["1.234,56", "1,234.56", "2.000,5"], ";"),
+    ],
+)
+def test_numbers_that_can_be_read_in_two_ways_are_words_and_a_note_says_so(
+    cells: list[str], delimiter: str, tmp_path: Path
+) -> None:
+    table = scan(_column(tmp_path / "a.csv", "y", cells * 10, delimiter), task="auto", target=["y"])
+    assert table.columns.task == "classify"
+    (note,) = (note for note in table.notes if "look like numbers" in note)
+    assert note.startswith("column 'y' is read as words, though cells such as ")
+    assert note.endswith("write all of them as 1234.5 to have them read so")
+    assert scan(tmp_path / "a.csv", task="regress", target=["a"]).columns.features[0].kind == "category"
+
+
+def test_words_dates_and_lists_are_no_numbers_with_signs(tmp_path: Path) -> None:
+    for cells in (["a1,000", "b2"], ["31.5.2024", "1.6.2024"], ["10.0.0.1", "10.0.0.2"], ["0,003 m", "1"]):
+        table = scan(_column(tmp_path / "a.csv", "k", cells * 10), task="regress", target=["a"])
+        assert not table.columns.signs
+        assert not any("look like numbers" in note for note in table.notes)
+
+
+def test_commas_before_three_digits_that_may_be_decimal_signs_are_told(tmp_path: Path) -> None:
+    table = scan(_column(tmp_path / "a.csv", "y", ["1,003", "2,500", "873"] * 10, ";"), task="regress", target=["y"])
+    assert whole(table)[0].targets[:3, 0].tolist() == [1.003, 2.5, 873]
+    assert any(note.startswith("the commas of column 'y' are read as decimal signs") for note in table.notes)
+    table = scan(_column(tmp_path / "a.csv", "y", ["1,003", "2,5", "873"] * 10, ";"), task="regress", target=["y"])
+    assert not any("commas" in note for note in table.notes)

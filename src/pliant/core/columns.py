@@ -7,6 +7,7 @@ values of later rows gets into it but the names of categories and classes.
 """
 
 import math
+import re
 import zlib
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -76,6 +77,26 @@ def finite(cell: Any) -> float:
     return value
 
 
+UNITS = "$€£¥₹%"
+"""Signs that may stand before or behind the numbers of a column."""
+GROUPING = ",.'’ \u00a0\u202f"
+"""Signs that may stand between the thousands of a number."""
+
+
+def bare(text: str, signs: str) -> str:
+    """A number as text without `signs` (some of `UNITS` and `GROUPING`): "$," of $1,003 leaves 1003.
+
+    A sign of `GROUPING` goes only where all groups behind it have three digits, so 1,5 keeps its comma.
+    """
+    text = text.strip()
+    for sign in signs:
+        if sign in UNITS:
+            text = re.sub(r"^([-+])\s+", r"\1", text.replace(sign, "", 1).strip())
+        elif re.match(rf"[-+]?[1-9]\d{{0,2}}(?:{re.escape(sign)}\d{{3}})+(?![\d{sign}])", text):
+            text = text.replace(sign, "")
+    return text
+
+
 def _said_else(cell: Any) -> tuple[str, ...]:
     """Other names of a class that is a number or a truth value: 1.0 is 1, and true is 1."""
     if not isinstance(cell, int | float):
@@ -95,6 +116,7 @@ class Columns:
         lag: horizon + delay. The label of step s of a stream is known when its step s + lag is asked.
         season: steps after which a pattern repeats, None if unknown.
         label_as_input: whether learners may read the newest known label; a no-change reference always does.
+        signs: columns of numbers that are written with units or grouped thousands, and which signs those are.
     """
 
     task: Task
@@ -104,6 +126,7 @@ class Columns:
     lag: int = 1
     season: int | None = None
     label_as_input: bool = True
+    signs: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_features(self) -> int:
@@ -114,6 +137,11 @@ class Columns:
     def num_outputs(self) -> int:
         """C classes, or G numbers."""
         return len(self.classes) if self.task == "classify" else len(self.targets)
+
+    def bare(self, name: str, cell: Any) -> Any:
+        """A cell of a column without the signs that are no part of its number."""
+        signs = next((signs for column, signs in self.signs if column == name), "")
+        return bare(cell, signs) if signs and isinstance(cell, str) else cell
 
     def target(self, cell: Any) -> float:
         """The label in a cell: index of its class, or the number; NaN if it is missing.
@@ -137,7 +165,8 @@ class Columns:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for a JSON file."""
-        return asdict(self)
+        # Without signs as it was before there were any, so that older runs can be gone on with.
+        return {name: value for name, value in asdict(self).items() if value or name != "signs"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Columns":
@@ -153,8 +182,9 @@ class Columns:
             ]
             rest = {name: value for name, value in values.items() if name != "features"}
             rest |= {name: tuple(rest[name]) for name in ("targets", "classes")}
+            rest["signs"] = tuple((name, signs) for name, signs in values.get("signs", ()))
             return cls(features=tuple(parts), **rest)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"Columns: not the schema of a table ({error}); it was written by another version"
             ) from None

@@ -34,7 +34,7 @@ from pliant.learn import Learner
 from pliant.learn.life import read_life, saved_lives
 from pliant.recipes import series
 from pliant.recipes.panel import row_nats
-from pliant.streams._cells import CALENDAR, calendar, moments, shown
+from pliant.streams._cells import CALENDAR, calendar, moments, number, shown
 from pliant.streams._files import _split, _unique
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -197,7 +197,8 @@ class Live:
         if len(cells) != len(targets):
             raise Malformed(f"y has {len(cells)} values, expected {len(targets)}")
         try:
-            label = [self.columns.target(value) for value in cells]
+            pairs = zip(targets, cells, strict=True)
+            label = [self.columns.target(self.columns.bare(name, value)) for name, value in pairs]
         except WRONG as error:
             raise Malformed(f"y: {error}") from None
         if any(map(math.isnan, label)):
@@ -216,7 +217,7 @@ class Live:
         own = None
         if self.horizon and any(name in x for name in self.columns.targets):
             try:
-                own = [self.columns.target(x.get(name)) for name in self.columns.targets]
+                own = [self.columns.target(self.columns.bare(name, x.get(name))) for name in self.columns.targets]
             except WRONG as error:
                 raise Malformed(f"x: {error}") from None
         wall = moments([str(x[self.time_column])])[1] if self.time_column in x else np.array([math.nan])
@@ -226,7 +227,7 @@ class Live:
                 row.append(float(calendar(column.name, wall)[0]))
                 continue
             try:
-                row.append(column.code(x.get(column.name)))
+                row.append(column.code(self.columns.bare(column.name, x.get(column.name))))
             except WRONG:
                 problems.append("feature that is no number (read as missing)")
                 row.append(math.nan)
@@ -365,10 +366,10 @@ class Lines:
             raise Malformed(str(error)) from None
         self.form, self.delimiter = "csv", delimiter
 
-    def _message(self, row: dict[str, str]) -> dict[str, Any]:
+    def _message(self, row: dict[str, Any]) -> dict[str, Any]:
         targets, live = self.live.columns.targets, self.live
         if self.delimiter != ",":
-            row = {name: cell.replace(",", ".") if name in self.numbers else cell for name, cell in row.items()}
+            row = {name: self._point(name, cell) if name in self.numbers else cell for name, cell in row.items()}
         features = {column.name for column in live.columns.features}
         message: dict[str, Any] = {"id": self.count}
         if "id" in row and "id" not in features:
@@ -379,9 +380,16 @@ class Lines:
         given = [row.get(name, "") for name in targets]
         if live.horizon == 0:
             row = {name: cell for name, cell in row.items() if name not in targets}
-            if all(cell.strip() for cell in given):
+            if all(str(cell).strip() for cell in given):
                 message["y"] = given
         return message | {"x": row}
+
+    def _point(self, name: str, cell: str) -> Any:
+        """A number whose decimal sign may be a comma."""
+        text = self.live.columns.bare(name, cell).replace(",", ".")
+        value = number(text)
+        # As text it could be taken for one with grouped thousands again.
+        return text if value is None or math.isnan(value) else value
 
     def state_dict(self) -> dict[str, Any]:
         return {

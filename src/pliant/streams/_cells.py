@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pliant.core.columns import MISSING
+from pliant.core.columns import GROUPING, MISSING, UNITS, bare
 
 
 def shown(value: Any) -> str:
@@ -57,6 +57,24 @@ def numbers(cells: Sequence[Any], comma: bool = False) -> tuple[np.ndarray, list
     for place in bad:
         read[place] = math.nan
     return np.array(read, np.float64), bad
+
+
+DRESSED = re.compile(rf"[-+]?\s*[{UNITS}]?\s*[-+]?\d[\d{re.escape(GROUPING)}]*[{UNITS}]?")
+"""What looks like a number in a language that people speak."""
+
+
+def signs_of(cell: Any, comma: bool = False) -> tuple[str, str] | None:
+    """The sign of a unit and that between thousands without which a cell is a number; each may be empty.
+
+    None if the cell is no number without them either.
+    """
+    if not isinstance(cell, str) or not DRESSED.fullmatch(cell.strip()):
+        return None
+    unit = next((sign for sign in UNITS if sign in cell), "")
+    for grouping in ("", *GROUPING):
+        if number(bare(cell, unit + grouping), comma) is not None:
+            return unit, grouping
+    return None
 
 
 def texts(cells: Sequence[Any]) -> list[str]:

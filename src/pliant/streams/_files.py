@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from pliant.core.errors import UsageError
-from pliant.streams._cells import moments, number, shown
+from pliant.streams._cells import moments, number, shown, signs_of
 
 ROWS = 1024
 """Rows in one chunk, at most."""
@@ -84,6 +84,9 @@ def _counted(values: list[float | None]) -> bool:
 def _no_header(first: list[str], rows: list[list[str]], comma: bool) -> bool:
     """Whether the first row is one like the others: all its cells are values, or words that come again below them."""
     values = [number(cell, comma) for cell in first]
+    values = [
+        0.0 if value is None and signs_of(cell, comma) else value for cell, value in zip(first, values, strict=True)
+    ]
     if _counted(values) and rows and not _counted([number(cell, comma) for cell in rows[0]]):
         return False  # columns that are called 0, 1, 2 or 2019, 2020, 2021
     timed = moments(first)[2]

@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from pliant.core.columns import MISSING, Column, Task
+from pliant.core.columns import MISSING, UNITS, Column, Task, bare
 from pliant.core.errors import UsageError
-from pliant.streams._cells import DAY, Clock, moments, number, numbers, shown, texts
+from pliant.streams._cells import DAY, DRESSED, Clock, moments, number, numbers, shown, signs_of, texts
 from pliant.streams._files import KNOWN, Chunk, Empty, Source, kind_of
 
 AUTO = "auto"
@@ -36,6 +36,9 @@ class Tally:
     Attributes:
         filled: cells that are not missing.
         numeric: those of them that are numbers.
+        dressed: those that are numbers without the sign of a unit and one between thousands, by these signs.
+        alike: those that look like numbers, whether they can be read or not.
+        commas: cells with a comma as the decimal sign, and how many of them have three digits behind it.
         values: distinct ones, None once there are more than `limit`.
         words: distinct cells that count as missing, but could be names of classes, such as none.
         example: a cell that is no number.
@@ -43,6 +46,8 @@ class Tally:
 
     def __init__(self, limit: int):
         self.limit, self.filled, self.numeric = limit, 0, 0
+        self.dressed: Counter[tuple[str, str]] = Counter()
+        self.alike, self.commas = 0, [0, 0]
         self.values: set[str] | None = set()
         self.words: set[str] = set()
         self.example: Any = None
@@ -54,6 +59,7 @@ class Tally:
         self.filled += numeric + len(bad)
         if bad and self.example is None:
             self.example = cells[bad[0]]
+        self._look([cells[place] for place in bad], cells if comma else [], comma)
         if self.values is not None:
             names = set(texts(cells))
             gaps = {name for name in names if name.lower() in MISSING}
@@ -62,9 +68,41 @@ class Tally:
             if len(self.values) > self.limit:
                 self.values = None
 
+    def _look(self, bad: list[Any], cells: list[Any], comma: bool) -> None:
+        """Take note of how numbers are written in cells that are none, and in all those with decimal commas."""
+        for cell, count in Counter(cell for cell in bad if isinstance(cell, str)).items():
+            if any(sign in cell for sign in f",{UNITS}") and DRESSED.fullmatch(cell.strip()):
+                self.alike += count
+            if (signs := signs_of(cell, comma)) is not None:
+                self.dressed[signs] += count
+        decimal = [cell for cell in cells if isinstance(cell, str) and "," in cell]
+        self.commas[0] += len(decimal)
+        self.commas[1] += sum(bare(cell, ",") != cell.strip() for cell in decimal)
+
+    def _written(self) -> tuple[str, int]:
+        """Signs to be left out of the cells, and how many are numbers then; all have the same unit."""
+        units = Counter({"": self.numeric})
+        for (unit, _), count in self.dressed.items():
+            units[unit] += count
+        unit, count = units.most_common(1)[0]
+        groupings = {grouping for of, grouping in self.dressed if of == unit and grouping}
+        if len(groupings) > 1:  # 1.234,56 and 1,234.56
+            return unit, count - sum(self.dressed[unit, grouping] for grouping in groupings)
+        return unit + "".join(groupings), count
+
     @property
     def is_number(self) -> bool:
-        return self.numeric >= MOSTLY * self.filled
+        return self._written()[1] >= MOSTLY * self.filled
+
+    @property
+    def signs(self) -> str:
+        """Of units and between thousands, in a column of numbers."""
+        return self._written()[0] if self.is_number else ""
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the cells look like numbers, but are not all written alike or in a way that can be read."""
+        return not self.is_number and self.numeric + self.alike >= MOSTLY * self.filled
 
     def column(self, name: str) -> Column:
         if self.is_number:
@@ -424,6 +462,15 @@ def differing(sources: Sequence[Source], seen: dict[int, set[str]]) -> list[str]
 def about(name: str, tally: Tally) -> list[str]:
     if not tally.filled:
         return [f"column {shown(name)} is missing everywhere"]
+    if tally.unclear:
+        return [
+            f"column {shown(name)} is read as words, though cells such as {shown(tally.example)} look like numbers; "
+            "write all of them as 1234.5 to have them read so"
+        ]
+    if tally.is_number and tally.commas[0] and tally.commas[0] == tally.commas[1] and "," not in tally.signs:
+        return [f"the commas of column {shown(name)} are read as decimal signs; leave them out if they part thousands"]
+    if tally.signs:
+        return [f"the cells of column {shown(name)}, such as {shown(tally.example)}, are read as numbers"]
     if tally.values is not None and len(tally.values) == 1:
         return [f"column {shown(name)} is constant"]
     if tally.values is None and not tally.is_number:

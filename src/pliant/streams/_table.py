@@ -244,18 +244,24 @@ class _Part:
             elif column.name in CALENDAR and column.name not in self.chunk.names:
                 features[:, place] = calendar(column.name, self.wall)
             else:
-                features[:, place] = _read(self.chunk.cells(column.name)[:size], self.source.comma, met)
+                features[:, place] = self._numbers(column.name, met)
         targets = np.empty((size, len(self.columns.targets)))
         for place, name in enumerate(self.columns.targets):
             cells, before = self.chunk.cells(name)[:size], len(met)
             if self.columns.task == "classify":
                 targets[:, place] = _classes(cells, self.columns, met)
             else:
-                targets[:, place] = _read(cells, self.source.comma, met)
+                targets[:, place] = self._numbers(name, met)
             unread = {row for row, _ in met[before:]}
             gaps = np.flatnonzero(np.isnan(targets[:, place])).tolist()
             met += [(row, MISSING_LABEL) for row in gaps if row not in unread]
         return features, targets, met
+
+    def _numbers(self, name: str, met: list[tuple[int, str]]) -> np.ndarray:
+        cells, bare = self.chunk.cells(name)[: len(self.groups)], self.columns.bare
+        if any(name == of for of, _ in self.columns.signs):
+            cells = [bare(name, cell) for cell in cells]
+        return _read(cells, self.source.comma, met)
 
 
 def _coded(cells: list[Any], column: Column) -> list[float]:
@@ -299,7 +305,8 @@ def scan(
 ) -> Table:
     """Look over a file, or a folder of files, and fix what its columns mean.
 
-    A column holds numbers if at least 95 % of its cells do that are not missing, else categories.
+    A column holds numbers if at least 95 % of its cells do that are not missing, else categories. Numbers
+    may have the sign of a unit, the same in all of them, and grouped thousands: $1,003.
 
     Args:
         data: .csv, .tsv, .txt, .data, .jsonl, .ndjson (all also with .gz), .parquet, or a folder of those,
@@ -373,7 +380,9 @@ def scan(
         inputs += [Column(name) for name in CALENDAR if fits[name.split()[1]] and name not in tallies]
     if season is None and interval is not None:
         season = season_of(interval)
-    columns = Columns(task, tuple(inputs), target, classes, horizon + delay, season, label_as_input)  # type: ignore[arg-type]
+    dressed = [*(column.name for column in inputs if column.kind == "number"), *(() if classes else target)]
+    signs = tuple((name, tallies[name].signs) for name in dressed if name in tallies and tallies[name].signs)
+    columns = Columns(task, tuple(inputs), target, classes, horizon + delay, season, label_as_input, signs)  # type: ignore[arg-type]
     return Table(
         columns, tuple(survey.codes), survey.rows, max(survey.sizes.values()), tuple(notes), group, time, dated,
         merged, tuple(sources), tuple(stems),
