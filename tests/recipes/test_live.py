@@ -473,7 +473,7 @@ def test_categories_and_classes_keep_their_commas(classes: Made) -> None:
     lines.live.reply = lambda message: seen.append(message) or {}  # type: ignore[method-assign]
     assert lines.take(b"a;c;y") is None
     assert lines.take(b"1,5;u,v;yes,no") is not None
-    assert seen == [{"id": 2, "group": None, "x": {"a": "1.5", "c": "u,v"}, "y": ["yes,no"]}]
+    assert seen == [{"id": 2, "group": None, "x": {"a": 1.5, "c": "u,v"}, "y": ["yes,no"]}]
 
 
 def test_csv_of_a_forecast_needs_nothing_but_the_rows(forecast: Made) -> None:
