@@ -384,10 +384,40 @@ def test_a_time_column_is_found_only_if_it_plainly_is_one(tmp_path: Path) -> Non
     assert found([*hours, "soon"]).time is None
     assert found(hours, features=["when"]).time is None
     assert found([time for time in hours for _ in range(3)]).time is None
-    backwards = found(hours[::-1])
+    backwards = found([*hours[5:], *hours[:5]])
     assert backwards.time is None and any("backwards" in note for note in backwards.notes)
     both = "a,date,y\n" + "".join(f"{time},{time},{row}\n" for row, time in enumerate(hours))
     assert scan(write(tmp_path / "x.csv", both), **FORECAST).time == "date"
+
+
+def test_rows_that_stand_newest_first_are_refused(tmp_path: Path) -> None:
+    days = [f"2024-03-{day:02d}" for day in range(28, 8, -1)]
+    said = "the rows of .*x.csv stand newest first by column 'when', .*; sort them oldest first"
+
+    def made(times: list[str], more: str = "") -> Path:
+        rows = [f"{time},{'ab'[row % 2]},{row},{more.format(1 + row)}" for row, time in enumerate(times)]
+        return write(tmp_path / "x.csv", "\n".join(["when,k,y,also", *rows]))
+
+    numbers = [str(1.7e9 - 60 * row) for row in range(20)]
+    for times, options in ((days, {}), (days, {"time": "when"}), (numbers, {"time": "when"}), (days, {"group": "k"})):
+        with pytest.raises(UsageError, match=said):
+            scan(made(times), **FORECAST, **options)
+    # A single late row in between is no excuse; groups one after another, each newest first, are none either.
+    with pytest.raises(UsageError, match=said):
+        scan(made(days[:10] + days[:1] + days[10:]), **FORECAST)
+    with pytest.raises(UsageError, match=said):
+        scan(made(days * 2), **FORECAST)
+    # Where another column goes on, or somebody says that it is no time, the rows stand as they should.
+    assert scan(made(days, "2024-04-{:02d}"), **FORECAST).time == "also"
+    assert scan(made(days), **FORECAST, features=["when"]).time is None
+
+
+@pytest.mark.parametrize("unit", [1, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize(("step", "season"), [(3600, 24), (60, 1440), (86400, 7)])
+def test_the_unit_of_unix_time_is_known_by_its_size(unit: float, step: int, season: int, tmp_path: Path) -> None:
+    times = [f"{int((1.7e9 + step * row) * unit)}" for row in range(30)]
+    path = write(tmp_path / "x.csv", "t,y\n" + "".join(f"{time},{row}\n" for row, time in enumerate(times)))
+    assert scan(path, **FORECAST, time="t").columns.season == season
 
 
 def test_problems_of_time(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ MOST_OPEN = 128  # files that are merged, and so are open at the same time
 MOSTLY = 0.95  # of the cells are numbers in a column of numbers
 TIMED_ROWS = 1000  # from which the sampling interval comes
 UNIX = 1e8  # numbers beyond are seconds since 1970; smaller ones count something else
+FINER = {1e17: 1e9, 1e14: 1e6, 1e11: 1e3}  # numbers beyond are nano-, micro- or milliseconds, so many to a second
+LEAST_FALLS = 2  # of the time, from which rows are said to stand newest first
 MONTH = (28 * DAY, 31 * DAY)
 GAPS = frozenset({"", "?", "NA", "N/A", "NULL"})
 """Of what stands for a missing value, that which is never the name of a class; nor is nan, however it is written."""
@@ -118,13 +120,13 @@ class Watch:
     Attributes:
         read: cells that are dates.
         bad: cells that are neither a date nor missing.
-        back: whether time goes backwards within a group.
+        rises, falls: how often time goes on, or backwards, within a group.
         restarts: whether time goes backwards within a file, be it from one group to another.
     """
 
     def __init__(self) -> None:
         self.clock, self.within, self.file = Clock(MOST_GROUPS), Clock(1), 0
-        self.read, self.bad, self.back, self.restarts = 0, 0, False, False
+        self.read, self.bad, self.rises, self.falls, self.restarts = 0, 0, 0, 0, False
         self.cells: list[Any] = []
         self.groups = np.zeros(0, np.int64)
 
@@ -133,15 +135,22 @@ class Watch:
         times, _, bad = moments(cells)
         self.read += int((~np.isnan(times)).sum())
         self.bad += len(bad)
-        self.back = self.back or bool((self.clock.steps(times, groups) < 0).any())
+        plain = numbers(cells, comma)[0] if len(bad) == len(cells) else times
+        steps = self.clock.steps(plain, groups)
+        self.rises += int(((steps > 0) & np.isfinite(steps)).sum())
+        self.falls += int((steps < 0).sum())
         if file != self.file:
             self.within, self.file = Clock(1), file
         if not self.restarts:
-            plain = numbers(cells, comma)[0] if len(bad) == len(cells) else times
             self.restarts = bool((self.within.steps(plain, np.zeros_like(groups)) < 0).any())
         room = TIMED_ROWS - len(self.cells)
         self.cells += cells[:room]
         self.groups = np.append(self.groups, groups[:room])
+
+    @property
+    def newest_first(self) -> bool:
+        """Whether time goes backwards nearly always, so that the future would tell the past."""
+        return self.falls >= LEAST_FALLS and self.falls >= MOSTLY * (self.falls + self.rises)
 
     def steps(self, dated: bool, comma: bool) -> tuple[np.ndarray, float]:
         """Between the first rows, and the first of their times; seconds if they are dates."""
@@ -375,22 +384,35 @@ def _finite(name: str) -> bool:
     return value is not None and bool(np.isfinite(value))
 
 
+def _check_order(path: Path, watches: dict[str, Watch]) -> None:
+    """Refuse rows that stand newest first by one of these columns, unless another one goes on."""
+    falling = [name for name, watch in watches.items() if watch.newest_first]
+    if falling and not any(watch.rises > watch.falls for watch in watches.values()):
+        raise UsageError(
+            f"series: the rows of {path} stand newest first by column {shown(falling[0])}, so that the future would "
+            "be used to tell the past; sort them oldest first (if that column is no time, name the columns to "
+            "predict from with --features, this one among them)"
+        )
+
+
 def find_time(
-    time: str | None, watches: dict[str, Watch], tallies: dict[str, Tally], comma: bool, notes: list[str]
+    path: Path, time: str | None, watches: dict[str, Watch], tallies: dict[str, Tally], comma: bool, notes: list[str]
 ) -> tuple[str | None, bool, float | None]:
     """The column of the time, whether it holds dates, and the median interval in seconds, None if unknown."""
     if time is None:
         dates = [name for name, watch in watches.items() if watch.read]
+        _check_order(path, {name: watches[name] for name in dates})
         notes += [
             f"column {shown(name)} is read as a category and not used as the time, since its dates go backwards"
             for name in dates
-            if watches[name].back
+            if watches[name].falls
         ]
-        usable = [name for name in dates if not watches[name].back and watches[name].goes_on()]
+        usable = [name for name in dates if not watches[name].falls and watches[name].goes_on()]
         if not usable:
             return None, False, None
         time = min(usable, key=lambda name: name.casefold() not in TIME_NAMES)
         notes.append(f"column {shown(time)} is used as the time")
+    _check_order(path, {time: watches[time]})
     dated = watches[time].read > tallies[time].numeric
     if not dated and not tallies[time].numeric:
         what = f"such as {shown(tallies[time].example)}" if tallies[time].filled else "all missing"
@@ -402,7 +424,8 @@ def find_time(
     steps = steps[steps > 0]
     if not len(steps) or not (dated or start > UNIX):
         return time, dated, None
-    return time, dated, float(np.median(steps))
+    unit = 1.0 if dated else next((unit for least, unit in FINER.items() if start > least), 1.0)
+    return time, dated, float(np.median(steps)) / unit
 
 
 def season_of(interval: float) -> int | None:

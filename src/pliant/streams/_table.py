@@ -316,7 +316,7 @@ def scan(
         target: columns to predict, one to classify.
         features: columns to predict from; None is all but target, group and time.
         group: column whose values tell apart series that stand in one file.
-        time: column of ISO 8601 dates, unix seconds or other numbers that never go backwards within a
+        time: column of ISO 8601 dates, unix time in seconds or finer, or other numbers that never go backwards within a
             group; None takes a column that plainly is one. Dates are made into a calendar of features.
         horizon: steps ahead, in rows; 1 unless the task is to forecast.
         delay: further steps until a label is known.
@@ -368,7 +368,7 @@ def scan(
         notes.append(f"the task is to {task} {', '.join(map(shown, target))}; --task chooses another")
     classes = check_targets(task, target, tallies, notes)
     comma = any(source.comma for source in sources)
-    time, dated, interval = find_time(time, survey.watches, tallies, comma, notes)
+    time, dated, interval = find_time(path, time, survey.watches, tallies, comma, notes)
     merged = find_order(path, survey, time, 1 if concat else len(sources), notes)
     if features is None:
         features = [name for name in tallies if name not in {*target, group, time}]
