@@ -1,6 +1,17 @@
 """One row per mixer; the conformance suite runs on each."""
 
-from pliant.mixers import LRU, MLSTM, RGLRU, S6, SLSTM, FullAttention, GatedDelta, GatedLRU, WindowAttention
+from pliant.mixers import (
+    LRU,
+    MLSTM,
+    RGLRU,
+    S6,
+    SLSTM,
+    DenseMLSTM,
+    FullAttention,
+    GatedDelta,
+    GatedLRU,
+    WindowAttention,
+)
 from tests.suite import Case
 
 CASES = (
@@ -13,6 +24,7 @@ CASES = (
     Case("GatedDelta, per channel, grouped, one tap", lambda: GatedDelta(4, 1, 2, 3, 2, 1, True, True), 4),
     Case("MLSTM", lambda: MLSTM(4, 2, 8), 4),
     Case("MLSTM, one head, blocks of two, one tap", lambda: MLSTM(3, 1, 6, conv_width=1, block_size=2), 3),
+    Case("DenseMLSTM", lambda: DenseMLSTM(8, 2), 8),
     Case("SLSTM", lambda: SLSTM(8), 8),
     Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
     Case("S6", lambda: S6(6, state_size=3), 6),

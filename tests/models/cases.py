@@ -1,6 +1,6 @@
 """One row per model; the conformance suite of the mixers runs on each."""
 
-from pliant.models import SequenceClassifier
+from pliant.models import XLSTM, SequenceClassifier, XLSTMLarge
 from tests.suite import Case
 
 GATES = {"num_heads": 2}
@@ -10,4 +10,6 @@ CASES = (
     Case("classifier, pooled", lambda: SequenceClassifier(3, 4, width=8, depth=1, readout="mean"), 3),
     Case("mixture, pooled", lambda: SequenceClassifier(3, 2, width=8, depth=1, readout="mean", head="mixture"), 3),
     Case("bare recurrence", lambda: SequenceClassifier(3, 4, width=8, depth=1, mixer="RGLRU"), 3),
+    Case("xLSTM, an mLSTM and an sLSTM block", lambda: XLSTM(4, 2, 2, slstm_at=[1]), 4),
+    Case("xLSTM 7B", lambda: XLSTMLarge(8, 1, 2), 8),
 )

@@ -31,6 +31,8 @@ from pliant.mixers.base import SequenceMixer, where_steps
 ROUND_UP = 64  # the inner width is a multiple of it, lram-xlstm.md 2.2
 FORGET_BIAS = (3.0, 6.0)  # of the first and the last head, lram-xlstm.md 2.2
 INPUT_BIAS_SPREAD = 0.1  # lram-xlstm.md 2.2
+NORM_EPS = 1e-5
+GATE_CAP, DENSE_INPUT_BIAS, DENSE_NORM_EPS = 15.0, -10.0, 1e-6  # of xLSTM 7B, lram-xlstm.md 2.4
 
 
 class MLSTMState(NamedTuple):
@@ -104,12 +106,8 @@ class MLSTM(SequenceMixer):
         size = inner // self.num_heads
         device = self.skip.device if device is None else device
         dtype = torch.promote_types(self.skip.dtype, torch.float32)
-        shapes = (
-            (batch, reach, *extra, inner),
-            *((batch, *extra, self.num_heads, *at) for at in ((size, size), (size,), ())),
-        )
-        conv, *memory = (torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
-        return MLSTMState(conv=conv, memory=Memory(*memory))
+        conv = torch.zeros(batch, reach, *extra, inner, dtype=dtype, device=device)
+        return MLSTMState(conv, fresh_memory(conv, (batch, *extra, self.num_heads), size, size))
 
     def forward(
         self,
@@ -134,13 +132,9 @@ class MLSTM(SequenceMixer):
         """What the memory answers, normed, `(B, T, *E, M)`."""
         q, k, v = block_diagonal(c, self.query), block_diagonal(c, self.key), block_diagonal(a, self.value)
         log_input, log_forget = self._gates(torch.cat([q, k, v], -1))
-        # The memory is one of each head and element-wise in time, so extra axes are just more heads.
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).flatten(2, -2) for x in (q, k, v))
-        log_input, log_forget = log_input.flatten(2), log_forget.flatten(2)
-        given = Memory(*(x.flatten(1, a.ndim - 2) for x in memory))
-        h, after = matrix_memory(q, k, v, log_input, log_forget, given, reset=reset, mask=mask)
-        h = F.layer_norm(h, h.shape[-1:]).reshape(a.shape) * self.norm_weight
-        return h, Memory(*(x.reshape(old.shape) for x, old in zip(after, memory, strict=True)))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
+        h, memory = remember(q, k, v, log_input, log_forget, memory, reset, mask)
+        return F.layer_norm(h, h.shape[-1:], eps=NORM_EPS).reshape(a.shape) * self.norm_weight, memory
 
     def _gates(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the input and the forget gate, `(B, T, *E, H)`, at least float32."""
@@ -157,6 +151,90 @@ class MLSTM(SequenceMixer):
         matrices = dict.fromkeys(("linear_up.weight", "query", "key", "value", "linear_down.weight"), Role.MATRIX)
         rest = {"conv_weight": Role.CONV, "conv_bias": Role.BIAS, "norm_weight": Role.GAIN, "skip": Role.GAIN}
         return matrices | gates | rest
+
+
+class DenseMLSTM(SequenceMixer):
+    """The mLSTM of xLSTM 7B, without norm and residual: no convolution, full projections. `(B, T, *E, D) -> same`.
+
+        q, k, v, o = x W_in                                 D/2, D/2, D and D features
+        ĩ, f̃ = cap(x W_g + b_g),  cap(a) = 15 tanh(a / 15)  one of each per head
+        y = (LayerNorm_head(h) ⊙ g ⊙ σ(o)) W_out            h what the memory answers, as above
+
+    Paper: Beck et al. 2025, xLSTM 7B, arXiv:2503.13427, section 3; lram-xlstm.md 2.4. Reference code:
+    `xLSTMLayer` of transformers. The state is a `Memory` with extra axes before the heads.
+
+    Args:
+        width: D, even.
+        num_heads: divides D/2.
+        depth: blocks in the whole model; the output starts smaller by 1/depth.
+    """
+
+    def __init__(self, width: int, num_heads: int = 8, depth: int = 1):
+        super().__init__()
+        if width < 1 or num_heads < 1 or width % (2 * num_heads):
+            raise UsageError(f"DenseMLSTM: width is {width}, expected a multiple of twice the {num_heads} heads")
+        self.width, self.num_heads = width, num_heads
+        self.linear_in = nn.Linear(width, 3 * width, bias=False)
+        self.gates = nn.Linear(width, 2 * num_heads)
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.linear_out = nn.Linear(width, width, bias=False)
+        nn.init.normal_(self.linear_in.weight, std=math.sqrt(2 / (5 * width)))
+        nn.init.normal_(self.linear_out.weight, std=2 / depth / math.sqrt(width))
+        nn.init.zeros_(self.gates.weight)
+        with torch.no_grad():
+            self.gates.bias[:num_heads] = DENSE_INPUT_BIAS
+            self.gates.bias[num_heads:] = torch.linspace(*FORGET_BIAS, num_heads)
+
+    def init_state(self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None) -> Memory:
+        values = self.width // self.num_heads
+        like = self.norm_weight if device is None else torch.empty(0, dtype=self.norm_weight.dtype, device=device)
+        return fresh_memory(like, (batch, *extra, self.num_heads), values // 2, values)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T *E D"],
+        state: Memory | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T *E D"], Memory]:
+        x, state = self.start(x, state, reset, mask)
+        half, width = self.width // 2, self.width
+        *qkv, o = self.linear_in(x).split([half, half, width, width], -1)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in qkv)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        log_input, forget = (GATE_CAP * torch.tanh(self.gates(x).to(wide) / GATE_CAP)).chunk(2, -1)
+        h, state = remember(q, k, v, log_input, F.logsigmoid(forget), state, reset, mask)
+        h = F.layer_norm(h, h.shape[-1:], eps=DENSE_NORM_EPS).reshape(x.shape) * self.norm_weight
+        return self.linear_out(torch.sigmoid(o) * h), state  # zero where masked, as h is
+
+    def roles(self) -> dict[str, Role]:
+        matrices = dict.fromkeys(("linear_in.weight", "linear_out.weight"), Role.MATRIX)
+        return matrices | {"gates.weight": Role.GATE, "gates.bias": Role.BIAS, "norm_weight": Role.GAIN}
+
+
+def fresh_memory(like: Tensor, lead: tuple[int, ...], keys: int, values: int) -> Memory:
+    """A memory of zeros, at least float32, for each index of the axes `lead`."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return Memory(*(like.new_zeros((*lead, *at), dtype=dtype) for at in ((keys, values), (keys,), ())))
+
+
+def remember(
+    q: Float[Tensor, "B T *E H K"],
+    k: Float[Tensor, "B T *E H K"],
+    v: Float[Tensor, "B T *E H V"],
+    log_input: Float[Tensor, "B T *E H"],
+    log_forget: Float[Tensor, "B T *E H"],
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Float[Tensor, "B T *E H V"], Memory]:
+    """`matrix_memory` with extra axes, which are just more heads to it; the axes of `memory` are B, E, H first."""
+    given = Memory(*(x.flatten(1, q.ndim - 3) for x in memory))
+    q, k, flat = (x.flatten(2, -2) for x in (q, k, v))
+    log_input, log_forget = log_input.flatten(2), log_forget.flatten(2)
+    h, after = matrix_memory(q, k, flat, log_input, log_forget, given, reset=reset, mask=mask)
+    return h.reshape(v.shape), Memory(*(x.reshape(old.shape) for x, old in zip(after, memory, strict=True)))
 
 
 def block_diagonal(x: Float[Tensor, "*S D"], weight: Float[Tensor, "N O I"]) -> Float[Tensor, "*S M"]:

@@ -1,8 +1,10 @@
 """Whole networks over raw inputs, with the methods of a mixer.
 
 - `SequenceClassifier`: classes or predictive distributions from a sequence of features
+- `XLSTM`, `XLSTMLarge`: stacks of xLSTM blocks over embedded features, as of 2024 and as in xLSTM 7B
 """
 
 from pliant.models.classifier import SequenceClassifier
+from pliant.models.xlstm import XLSTM, XLSTMLarge
 
-__all__ = ["SequenceClassifier"]
+__all__ = ["XLSTM", "SequenceClassifier", "XLSTMLarge"]
