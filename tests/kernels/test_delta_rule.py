@@ -14,10 +14,13 @@ from torch.nn import functional as F
 from pliant.core import UsageError
 from pliant.kernels import delta_rule
 from pliant.kernels._delta_rule import LEAF
+from pliant.kernels._delta_steps import SPAN
 from tests.suite import close
 
-FORMS = [{"form": "loop"}, *({"form": "chunk", "chunk": chunk} for chunk in (1, 3, 64))]
+FORMS = [{"form": "loop"}, {"form": "numba"}, *({"form": "chunk", "chunk": chunk} for chunk in (1, 3, 64))]
 every_form = pytest.mark.parametrize("how", FORMS, ids=lambda how: "-".join(map(str, how.values())))
+few_forms = pytest.mark.parametrize("how", [FORMS[0], FORMS[1], FORMS[3]], ids=["loop", "numba", "chunk"])
+fast_forms = pytest.mark.parametrize("form", ["chunk", "numba"])
 FLOATS = ("q", "k", "v", "log_decay", "erase", "write", "state")
 
 
@@ -191,24 +194,49 @@ def test_keys_of_length_one_cannot_blow_up_the_memory_and_gates_per_channel_can(
 # Forms
 
 
+@fast_forms
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(data=st.data())
-def test_chunks_are_the_loop(dtype: torch.dtype, data: st.DataObject) -> None:
+def test_the_fast_forms_are_the_loop(form: str, dtype: torch.dtype, data: st.DataObject) -> None:
     found = data.draw(problems(dtype))
     chunk = data.draw(st.sampled_from([1, 2, 3, 7, 16, 40]))
-    for fast, loop in zip(run(found, form="chunk", chunk=chunk), run(found, form="loop"), strict=True):
+    for fast, loop in zip(run(found, form=form, chunk=chunk), run(found, form="loop"), strict=True):
         close(fast, loop)
+
+
+@fast_forms
+@pytest.mark.parametrize("decays", ["head", "channel"])
+@pytest.mark.parametrize("steps", [2 * LEAF + 1, 2 * SPAN + 1, 3 * SPAN])
+def test_the_fast_forms_are_the_loop_over_many_steps(form: str, decays: str, steps: int) -> None:
+    found = problem(2, steps, 2, 4, 3, decays=decays, share=0.03)
+    for fast, loop in zip(run(found, form=form), run(found, form="loop"), strict=True):
+        close(fast, loop)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    found = problem(2, 70, 4, 16, 16, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(found, form="numba")
+        torch.set_num_threads(3)
+        assert all(torch.equal(x, y) for x, y in zip(run(found, form="numba"), alone, strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("decays", ["head", "channel"])
-@pytest.mark.parametrize("steps", [2 * LEAF + 1, 4 * LEAF])
-def test_long_chunks_are_the_loop(decays: str, steps: int) -> None:
-    found = problem(2, steps, 2, 4, 3, decays=decays, share=0.03)
-    for fast, loop in zip(run(found, form="chunk"), run(found, form="loop"), strict=True):
-        close(fast, loop)
+def test_the_custom_op_fits_its_schema_and_its_gradient(decays: str) -> None:
+    found = problem(2, 6, 2, 3, 2, decays=decays)
+    decay = found["log_decay"].exp()
+    decay = decay if decays == "channel" else decay[..., None]
+    floats = [x.detach().requires_grad_() for x in (found["q"], found["k"], found["v"], found["k"], decay)]
+    start = found["state"].detach().requires_grad_()
+    for reset in (None, found["reset"]):
+        torch.library.opcheck(torch.ops.pliant.delta_rule.default, (*floats, start, reset, True))
 
 
-@pytest.mark.parametrize("how", [FORMS[0], FORMS[2]], ids=["loop", "chunk"])
+@few_forms
 @given(data=st.data())
 def test_going_on_from_a_state_is_the_same_as_never_having_stopped(how: dict[str, Any], data: st.DataObject) -> None:
     found = data.draw(problems(torch.float64))
@@ -223,7 +251,7 @@ def test_going_on_from_a_state_is_the_same_as_never_having_stopped(how: dict[str
     close(state, last)
 
 
-@pytest.mark.parametrize("how", [FORMS[0], FORMS[2]], ids=["loop", "chunk"])
+@few_forms
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_gradients_are_those_of_finite_differences(how: dict[str, Any], kind: str) -> None:
     found = problem(2, 5, 1, 2, 2, decays=kind, gates=kind)
@@ -239,7 +267,7 @@ def test_nothing_within_a_chunk_is_kept_for_the_gradient() -> None:
     found["k"].requires_grad_()
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-        delta_rule(**found, chunk=32)
+        delta_rule(**found, chunk=32, form="chunk")
     assert max(kept) <= 64 * 2
 
 
@@ -253,8 +281,10 @@ def test_decays_of_zero_one_and_all_between_stay_exact(dtype: torch.dtype, decay
     choice = torch.tensor([-torch.inf, -1e4, -20.0, -1e-4, -1e-40, 0.0], dtype=dtype)
     random = torch.Generator().manual_seed(1)
     found["log_decay"] = choice[torch.randint(6, found["log_decay"].shape, generator=random)]
-    for fast, loop in zip(run(found, form="chunk"), run(found, form="loop"), strict=True):
-        close(fast, loop, 4.0)
+    loops = run(found, form="loop")
+    for form in ("chunk", "numba"):
+        for fast, loop in zip(run(found, form=form), loops, strict=True):
+            close(fast, loop, 4.0)
 
 
 def test_weak_decays_are_not_lost_behind_strong_ones() -> None:

@@ -127,7 +127,7 @@ ALL_KERNELS = {
     "causal_conv": Kernel(
         ("torch",), _causal_conv, lambda form, **inputs: kernels.causal_conv(**inputs)[0]
     ),
-    "delta_rule": Kernel(("chunk", "loop"), _delta_rule, _first_of(kernels.delta_rule)),
+    "delta_rule": Kernel(("numba", "chunk", "loop"), _delta_rule, _first_of(kernels.delta_rule)),
     "matrix_memory": Kernel(("numba", "chunkwise", "parallel", "loop"), _matrix_memory, _call_matrix_memory),
     "scalar_memory": Kernel(("numba", "loop"), _scalar_memory, _first_of(kernels.scalar_memory)),
     "selective_scan": Kernel(("numba", "loop"), _selective_scan, _first_of(kernels.selective_scan)),

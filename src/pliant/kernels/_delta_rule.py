@@ -35,6 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
+from pliant.kernels._delta_steps import delta_steps
 from pliant.kernels.select import select
 
 LOWEST = -50.0
@@ -79,7 +80,7 @@ def delta_rule(
         reset: `(B, T)`, true where the state is dropped before the step; counts on a masked step too.
         mask: `(B, T)`, false where the step does not exist; None means that all do.
         chunk: steps that are taken together, for speed and memory only; the numbers are the same.
-        form: `"loop"` (readable) or `"chunk"`, both on any device; None chooses.
+        form: `"loop"` (readable), `"chunk"` (plain torch), `"numba"` (CPU); None chooses.
 
     Returns:
         o: `(B, T, H, V)` in the dtype of `v`, zero where masked.
@@ -96,8 +97,13 @@ def delta_rule(
     q_, k_, v_, g, b, w = (x.to(wide) for x in (q, k, v, log_decay, erase, write))
     parts = _parts(q_, k_, v_, g, b, w, mask)
     # One step is the recurrence itself, which is also the least work.
-    form = ("loop" if v.shape[1] <= 1 else "chunk") if form is None else form
-    forms: dict[str, Callable[..., Any]] = {"loop": delta_rule_loop, "chunk": partial(delta_rule_chunks, chunk=chunk)}
+    if form is None and v.shape[1] <= 1:
+        form = "loop"
+    elif form is None and (v.device.type != "cpu" or torch.compiler.is_exporting()):
+        form = "chunk"
+    forms: dict[str, Callable[..., Any]] = {
+        "loop": delta_rule_loop, "chunk": partial(delta_rule_chunks, chunk=chunk), "numba": _fast
+    }  # fmt: skip
     o, state = select("delta_rule", forms, v, form)(parts, state.to(wide), reset)
     o = o.transpose(1, 2)
     o = o if mask is None else torch.where(mask[..., None, None], o, 0)
@@ -116,6 +122,14 @@ def delta_rule_loop(parts: _Parts, state: Tensor, reset: Tensor | None) -> tuple
         state = state + k * (u.mT - e[:, :, None])
         os.append((state * q).sum(2))
     return (torch.stack(os, 2) if os else torch.empty_like(parts.u)), state
+
+
+def _fast(parts: _Parts, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same by the custom op, for which time stands before heads."""
+    q, k, u, g, b = (x.transpose(1, 2) for x in parts)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (*parts, state))
+    o, last, _ = delta_steps(q, k, u, b * k, torch.exp(g), state, reset, differentiable)
+    return o.transpose(1, 2), last
 
 
 def delta_rule_chunks(parts: _Parts, state: Tensor, reset: Tensor | None, *, chunk: int) -> tuple[Tensor, Tensor]:
