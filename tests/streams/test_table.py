@@ -941,3 +941,58 @@ def test_commas_before_three_digits_that_may_be_decimal_signs_are_told(tmp_path:
     assert any(note.startswith("the commas of column 'y' are read as decimal signs") for note in table.notes)
     table = scan(_column(tmp_path / "a.csv", "y", ["1,003", "2,5", "873"] * 10, ";"), task="regress", target=["y"])
     assert not any("commas" in note for note in table.notes)
+
+
+WORDS = [
+    f"{color},{size},{answer}" for color in ("red", "blue") for size in ("big", "small") for answer in ("no", "yes")
+]
+
+
+@pytest.mark.parametrize("first", ["", "id{},"])
+def test_a_table_of_words_without_names_has_no_header(first: str, tmp_path: Path) -> None:
+    rows = [first.format(row) + WORDS[row % 8] for row in range(40)]
+    path = write(tmp_path / "a.csv", "\n".join(rows))
+    names = [f"c{place}" for place in range(rows[0].count(",") + 1)]
+    table = scan(path, task="auto", target=[names[-1]])
+    assert (table.rows, table.columns.classes) == (40, ("no", "yes"))
+    refused(path, "no column 'y'; choose from 'c0', 'c1'", "since no row holds names")
+    # With names, were they repeated among the rows, it has one.
+    header = ",".join("pqrs"[: len(names)])
+    write(path, "\n".join([header, *rows, header, *rows]))
+    assert scan(path, task="auto", target=["p"]).columns.features[0].name == "q"
+    refused(path, "no column 'y'; choose from 'p', 'q'", ", its first row")
+
+
+def test_files_without_rows_say_what_they_lack(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"y": pyarrow.array([], pyarrow.float64())}), tmp_path / "rows.parquet")
+    parquet.write_table(pyarrow.table({}), tmp_path / "columns.parquet")
+    refused(tmp_path / "rows.parquet", "has no rows")
+    refused(tmp_path / "columns.parquet", "has no columns")
+    for text in ('[{"y": 1},\n {"y": 2}]', " [[1, 2]]"):
+        refused(write(tmp_path / "a.jsonl", text), "begins with a JSON array", "an object on each line")
+    refused(write(tmp_path / "b.jsonl", '{"y":\n[1, 2]}'), "no line of", "is a JSON object")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "rows.parquet").rename(folder / "a.parquet")
+    write(folder / "b.csv", "y\n1\n2\n3\n")
+    table = scan(folder, **FORECAST)
+    assert table.rows == 3
+    assert any("a.parquet is empty and left out" in note for note in table.notes)
+
+
+def test_what_is_said_of_a_column_with_one_value_that_may_be_missing(tmp_path: Path) -> None:
+    def notes(cells: list[str], target: str) -> str:
+        content = "a,k,y\n" + "".join(f"{row},{cell},{row % 2}\n" for row, cell in enumerate(cells * 9))
+        return "\n".join(scan(write(tmp_path / "x.csv", content), task="auto", target=[target]).notes)
+
+    assert "column 'k' is constant" in notes(["DoS"], "y")
+    said = notes(["DoS", "None"], "y")
+    assert "column 'k' holds 'DoS' or is missing; 'None' stands for a missing value there" in said
+    assert "constant" not in said
+    assert "column 'k' holds '5' or is missing; nothing stands for a missing value there" in notes(["5", ""], "y")
+    said = notes(["DoS", "None"], "k")
+    assert "'None' is read as a class of target 'k'" in said
+    assert "constant" not in said and "or is missing" not in said
+    refused(
+        write(tmp_path / "x.csv", "a,y\n1,DoS\n2,NA\n3,DoS\n"), "only one class, 'DoS'", "'NA' stands for a missing"
+    )

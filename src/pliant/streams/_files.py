@@ -33,6 +33,7 @@ KINDS = dict.fromkeys((".csv", ".tsv", ".txt", ".data"), "text") | {
 KNOWN = f"{', '.join(KINDS)}, all but .parquet also with .gz"
 SAMPLE = 1 << 18  # bytes from which the delimiter is found
 HEAD = 200  # rows among which words of the first are looked for
+FEW = 20  # rows, up to which it may be chance that no word of a column comes twice
 UNREADABLE = (OSError, ValueError, NotImplementedError)  # what pyarrow raises is one of these
 LONGEST = 1 << 24  # characters of a line
 MOST_LINES = 200  # of one row whose quoted cells go over several lines
@@ -82,7 +83,11 @@ def _counted(values: list[float | None]) -> bool:
 
 
 def _no_header(first: list[str], rows: list[list[str]], comma: bool) -> bool:
-    """Whether the first row is one like the others: all its cells are values, or words that come again below them."""
+    """Whether the first row is one like the others.
+
+    That is, all its cells are values, or words that come again below them; some may also be names that occur once in a
+    column where all do. A row that is like the first in all cells says nothing: names may be repeated.
+    """
     values = [number(cell, comma) for cell in first]
     values = [
         0.0 if value is None and signs_of(cell, comma) else value for cell, value in zip(first, values, strict=True)
@@ -92,8 +97,10 @@ def _no_header(first: list[str], rows: list[list[str]], comma: bool) -> bool:
     timed = moments(first)[2]
     words = {place for place, value in enumerate(values) if value is None and place in timed}
     known = any(value is None or not math.isnan(value) for place, value in enumerate(values) if place not in words)
-    again = {place for place in words if any(first[place] == row[place] for row in rows if place < len(row))}
-    return known and words == again
+    rows = [row for row in rows if len(row) == len(first) and row != first]
+    again = {place for place in words if any(first[place] == row[place] for row in rows)}
+    ids = {place for place in words - again if FEW < len(rows) == len({row[place] for row in rows})}
+    return words == again | ids and (len(again) > 1 or (known and (bool(again) or not ids)))
 
 
 @dataclass(frozen=True)
@@ -127,9 +134,17 @@ class Source:
             raise UsageError(f"series: {path} is of a kind that cannot be read; give a file whose name ends in {KNOWN}")
         if kind == "parquet":
             with _parquet(path) as file:
+                if not file.metadata.num_rows or not file.schema_arrow.names:
+                    lacking = "rows" if file.schema_arrow.names else "columns"
+                    raise Empty(f"series: {path} has no {lacking}; give a file with rows")
                 return cls(path, kind, _unique(tuple(file.schema_arrow.names), path))
         sample = _sample(path)
         if kind == "json":
+            if sample.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                raise UsageError(
+                    f"series: {path} begins with a JSON array, expected an object on each line; write the elements "
+                    "one a line, without the brackets around them and the commas between them"
+                )
             return cls(path, kind)
         lines = _decoded(sample)
         delimiter = _delimiter(lines[:-1] if len(sample) >= SAMPLE and len(lines) > 1 else lines)

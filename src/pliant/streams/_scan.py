@@ -42,16 +42,19 @@ class Tally:
         alike: those that look like numbers, whether they can be read or not.
         commas: cells with a comma as the decimal sign, and how many of them have three digits behind it.
         values: distinct ones, None once there are more than `limit`.
-        words: distinct cells that count as missing, but could be names of classes, such as none.
+        missing: cells that are.
+        words: distinct ones of them that could be names of classes, such as none.
+        gaps: other distinct ones that are not empty, such as NA.
         example: a cell that is no number.
     """
 
     def __init__(self, limit: int):
-        self.limit, self.filled, self.numeric = limit, 0, 0
+        self.limit, self.filled, self.missing, self.numeric = limit, 0, 0, 0
         self.dressed: Counter[tuple[str, str]] = Counter()
         self.alike, self.commas = 0, [0, 0]
         self.values: set[str] | None = set()
         self.words: set[str] = set()
+        self.gaps: set[str] = set()
         self.example: Any = None
 
     def add(self, cells: list[Any], comma: bool) -> None:
@@ -59,6 +62,7 @@ class Tally:
         numeric = int((~np.isnan(values)).sum())
         self.numeric += numeric
         self.filled += numeric + len(bad)
+        self.missing += len(cells) - numeric - len(bad)
         if bad and self.example is None:
             self.example = cells[bad[0]]
         self._look([cells[place] for place in bad], cells if comma else [], comma)
@@ -66,7 +70,8 @@ class Tally:
             names = set(texts(cells))
             gaps = {name for name in names if name.lower() in MISSING}
             self.values |= names - gaps
-            self.words |= {name for name in gaps - GAPS if name.lower() != "nan"}
+            words = {name for name in gaps - GAPS if name.lower() != "nan"}
+            self.words, self.gaps = self.words | words, self.gaps | (gaps - words - {""})
             if len(self.values) > self.limit:
                 self.values = None
 
@@ -308,7 +313,8 @@ def sources_of(path: Path, notes: list[str]) -> list[Source]:
     return sources
 
 
-def check_names(asked: Sequence[str], names: tuple[str, ...], path: Path) -> None:
+def check_names(asked: Sequence[str], names: tuple[str, ...], path: Path, where: str = "") -> None:
+    """Refuse names of columns that there are not; `where` tells of those that there are."""
     for name in asked:
         if name in names:
             continue
@@ -316,7 +322,7 @@ def check_names(asked: Sequence[str], names: tuple[str, ...], path: Path) -> Non
         nearest = difflib.get_close_matches(name.casefold(), folded, 1)
         hint = f", the nearest is {shown(folded[nearest[0]])}" if nearest else ""
         listed = ", ".join(map(shown, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        raise UsageError(f"series: {path} has no column {shown(name)}{hint}; choose from {listed}")
+        raise UsageError(f"series: {path} has no column {shown(name)}{hint}; choose from {listed}{where}")
 
 
 def task_of(target: tuple[str, ...], tallies: dict[str, Tally], alone: bool) -> str:
@@ -366,9 +372,11 @@ def check_targets(
     if not all(map(_finite, values)):
         values = values | tallies[target[0]].words
     if len(values) == 1:
+        gaps = tallies[target[0]].gaps
+        missing = f"; {shown(min(gaps))} stands for a missing label, so give such a class another name" if gaps else ""
         raise UsageError(
             f"series: target {shown(target[0])} has only one class, {shown(*values)}, expected at least two; choose "
-            "another target"
+            f"another target{missing}"
         )
     notes += [
         f"{shown(word)} is read as a class of target {shown(target[0])}; leave cells empty whose label is missing"
@@ -482,7 +490,8 @@ def differing(sources: Sequence[Source], seen: dict[int, set[str]]) -> list[str]
     ]
 
 
-def about(name: str, tally: Tally) -> list[str]:
+def about(name: str, tally: Tally, classes: bool) -> list[str]:
+    """A note on a column, if there is something to say; of classes it is known that there are several."""
     if not tally.filled:
         return [f"column {shown(name)} is missing everywhere"]
     if tally.unclear:
@@ -494,8 +503,12 @@ def about(name: str, tally: Tally) -> list[str]:
         return [f"the commas of column {shown(name)} are read as decimal signs; leave them out if they part thousands"]
     if tally.signs:
         return [f"the cells of column {shown(name)}, such as {shown(tally.example)}, are read as numbers"]
-    if tally.values is not None and len(tally.values) == 1:
-        return [f"column {shown(name)} is constant"]
+    if tally.values is not None and len(tally.values) == 1 and not classes:
+        if not tally.missing:
+            return [f"column {shown(name)} is constant"]
+        gap = next((shown(word) for word in sorted(tally.words | tally.gaps)), "nothing")
+        held = f"holds {shown(*tally.values)} or is missing"
+        return [f"column {shown(name)} {held}; {gap} stands for a missing value there"]
     if tally.values is None and not tally.is_number:
         return [f"column {shown(name)} has more than {tally.limit} categories, which are hashed into {BUCKETS}"]
     return []

@@ -340,7 +340,10 @@ def scan(
     asked = [*everywhere, *(features or ())]
     for source in sources:
         if source.names is not None:
-            check_names(asked if len(sources) == 1 else everywhere, source.names, source.path)
+            where = (
+                "" if source.kind != "text" else ", its first row" if source.header else ", since no row holds names"
+            )
+            check_names(asked if len(sources) == 1 else everywhere, source.names, source.path, where)
 
     survey = Survey(path, target, group, time, (*target, *(features or ()), *filter(None, [group])))
     torn: list[Torn] = []
@@ -355,7 +358,10 @@ def scan(
     notes += [str(error).removeprefix("series: ") for error in torn]
     if not survey.rows:
         raise UsageError(
-            f"series: {path} has names of columns but no rows with as many cells as there are names; give data that has"
+            f"series: no line of {path} is a JSON object; write each row as one, on a line of its own"
+            if all(source.kind == "json" for source in sources)
+            else f"series: {path} has names of columns but no rows with as many cells as there are names; give data "
+            "that has"
         )
     tallies = survey.tallies
     check_names(asked, tuple(tallies), path)
@@ -374,7 +380,7 @@ def scan(
         features = [name for name in tallies if name not in {*target, group, time}]
     inputs = [tallies[name].column(name) for name in features]
     for name in (*features, *target):
-        notes += about(name, tallies[name])
+        notes += about(name, tallies[name], classes=name in target and bool(classes))
     if dated and interval is not None:
         fits = {"day": interval < DAY, "week": interval <= DAY, "year": interval >= DAY}
         inputs += [Column(name) for name in CALENDAR if fits[name.split()[1]] and name not in tallies]
