@@ -1,5 +1,6 @@
 """Your own table from the command line, end to end."""
 
+import itertools
 import json
 import math
 import random
@@ -7,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pliant.cli import main
-from pliant.recipes import tune
+from pliant.learn import prequential, timed
+from pliant.recipes import drive, tune
 from tests.strict import strict
 
 SHORT = ["--opponents", "no-change", "--no-report", "--json"]
@@ -160,6 +164,48 @@ def test_what_tuning_took_is_part_of_our_cost_also_after_a_resume(
     assert again["cpu_seconds"]["pliant"] == pytest.approx(ours, abs=0.01)
     assert strict((tmp_path / "ledger.jsonl").read_text())["cpu_seconds"] == again["cpu_seconds"]
     assert "tuning_cpu_seconds" not in learn(capsys, data, tmp_path / "plain", "--target", "y", "--rows", "16")
+
+
+class Killed(BaseException):
+    """What ends a process without a word."""
+
+
+@pytest.mark.parametrize("options", [["--delay", "90"], ["--group", "site", "--opponents", "no-change", "frozen"]])
+def test_every_answer_is_paid_once_however_often_a_run_is_killed_or_stopped(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=time.perf_counter, process_time=lambda: float(next(ticks)))
+    monkeypatch.setattr(timed, "time", clock)  # so each call costs one second
+    data, ends = write(tmp_path / "t.csv", 400, group="--group" in options), iter([])
+
+    def interrupted(*arguments: Any) -> Iterator[Any]:
+        kind, left = next(ends, (None, 0))
+        for place, record in enumerate(prequential(*arguments)):
+            yield record
+            if place == left and kind is not None:
+                if kind == "killed":
+                    raise Killed
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(drive, "prequential", interrupted)
+    given = ["--target", "y", "--save-every", "70", *options]
+    whole = learn(capsys, data, tmp_path / "whole", *given)
+    run = tmp_path / "run"
+    command = ["learn", "series", "--data", str(data), "--run", str(run), *SHORT, *given, "--resume"]
+    ends = iter([("stopped", 3), ("killed", 12), ("killed", 2), ("stopped", 14), ("killed", 9), ("killed", 25)])
+    codes = []
+    while not codes or codes[-1] != 0:
+        try:
+            codes.append(main(command))
+        except Killed:
+            codes.append(-9)
+    assert {130, -9, 0} == set(codes)
+    again = strict((run / "summary.json").read_text())
+    assert again["cpu_seconds"] == whole["cpu_seconds"]
+    assert all(seconds == int(seconds) > 40 for seconds in again["cpu_seconds"].values())
+    assert again["members"] == whole["members"]
+    assert (run / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
 
 
 def test_without_the_label_as_an_input_nobody_sees_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 
 config.json        what was asked for, with the schema and the command
 records.jsonl      results over time; only what is reproducible, to the byte
-timing.jsonl       seconds and memory over time, and what tuning took; differs between two equal runs
+timing.jsonl       seconds and memory over time, and what tuning took; differs between two equal runs, each
+                   answer stands in it once, however often the run was killed
 environment.json   versions, device, threads, commit
 lives/update-<n>/  where the run can be continued
 summary.json       totals, once the run is complete
@@ -15,7 +16,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -128,6 +129,13 @@ class Run:
         with open(self.folder / "timing.jsonl", "ab") as file:
             # A line that was cut off by a kill must not swallow the next one.
             file.write((b"\n" if _cut_off(self.folder / "timing.jsonl") else b"") + dumps(timing).encode() + b"\n")
+
+    def trim(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave out lines of a JSON Lines file, whole or not at all."""
+        lines = self.lines(name)
+        kept = [line for line in lines if keep(line)]
+        if len(kept) < len(lines):
+            Disk().replace_file(self.folder / name, b"".join(dumps(line).encode() + b"\n" for line in kept))
 
     def sync(self) -> int:
         """Force the records to the device; returns their length in bytes."""

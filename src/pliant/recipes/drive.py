@@ -38,16 +38,24 @@ class Progress:
     """Bytes of records.jsonl that belong to this life."""
     row: int = 0
     """Lines among them."""
+    replies: int = 0
+    """Replies of the stream so far, with or without answers."""
     nats: float = 0.0
     learned: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def count(self, record: Record) -> None:
         """Take note of one record of the running window."""
+        self.replies += 1
         self.outcomes[record.outcome] += 1
         if record.learned:
             self.nats += record.nats * record.learned
             self.learned += record.learned
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """Where the run stands: it never comes back to where it was but after a kill."""
+        return self.replies, self.row
 
     def cut(self) -> dict[str, Any]:
         """What the running window amounts to, which then begins anew."""
@@ -170,6 +178,10 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
 
     def save() -> None:
         progress.records = run.sync()
+        # What was spent since the last row belongs to this life: the row, when it comes, may come in another process.
+        rest = clock.read(panel.answers, progress.at)
+        if any(rest["cpu"].values()):
+            run.time(rest | {"part": True})
         if resumable:
             life.save(run.lives)
 
@@ -179,7 +191,7 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
         row |= progress.cut() | {"members": panel.cut()}
         if isinstance(life.stream, Watched):
             row["drift"] = life.stream.drift()
-        run.record(row, clock.read(panel.answers))
+        run.record(row, clock.read(panel.answers, progress.at))
         show(panel.answers, row, panel.saved(), panel.seconds())
 
     save()
@@ -228,9 +240,12 @@ def set_threads(run: Run, threads: int) -> None:
 def _restore(run: Run, life: Life) -> None:
     if saved_lives(run.lives):
         life.load(run.lives)
-        return
-    # Begun, but never saved: whatever was recorded is recorded again.
-    (run.folder / "records.jsonl").unlink(missing_ok=True)
+    else:
+        # Begun, but never saved: whatever was recorded is recorded again.
+        (run.folder / "records.jsonl").unlink(missing_ok=True)
+    # What was done after the save is done again, and so is its cost.
+    at = life.progress.at
+    run.trim("timing.jsonl", lambda line: tuple(line.get("at", ())) <= at)
 
 
 def _sessions(run: Run) -> int:
@@ -238,19 +253,20 @@ def _sessions(run: Run) -> int:
 
 
 class _Clock:
-    """What a row of timing holds: what was spent since the row before."""
+    """What a row of timing holds: what was spent since the one before, and how far the run has come."""
 
     def __init__(self, panel: Panel, session: int):
         self.panel, self.session = panel, session
         self.began = time.perf_counter()
         self.spent = panel.seconds()
 
-    def read(self, answers: int) -> dict[str, Any]:
+    def read(self, answers: int, at: tuple[int, int]) -> dict[str, Any]:
         now = self.panel.seconds()
         cpu = {name: round(seconds - self.spent[name], 6) for name, seconds in now.items()}
         self.spent = now
         seconds = round(time.perf_counter() - self.began, 6)
-        return {"answers": answers, "session": self.session, "seconds": seconds, "cpu": cpu, "rss": resident_bytes()}
+        return {"answers": answers, "session": self.session, "at": at, "seconds": seconds, "cpu": cpu,
+                "rss": resident_bytes()}  # fmt: skip
 
 
 def resident_bytes() -> int:

@@ -5,8 +5,7 @@ same folders give the same bytes. Whatever comes from a run (names, config, envi
 nothing else: jinja2 escapes it, matplotlib must not read it as mathematics, and characters that do
 not print are replaced.
 
-Cost is summed over all lines of timing.jsonl, also over windows that a stopped run did twice, since
-that much was spent.
+Cost is summed over all lines of timing.jsonl; what a killed run did twice stands there once.
 """
 
 from pliant.report.page import write_report

@@ -225,17 +225,21 @@ def speed(run: Loaded) -> Speed:
     ends = [0, *(int(row["answers"]) for row in run.records)]
     size = {end: end - start for start, end in pairwise(ends)}
     last: dict[Any, float] = {}
-    windows = []
+    ends_at: dict[Any, float] = {}
+    windows, part = [], 0.0
     for row in run.timing:
         session, end, seconds = row.get("session"), row.get("answers"), number(row.get("seconds"))
         if not isinstance(session, int) or not isinstance(end, int) or not math.isfinite(seconds):
             continue
+        ends_at[session], cpu = seconds, number(as_dict(row.get("cpu")).get(OURS))
+        if row.get("part") is True:  # of a window that goes on
+            part += cpu
+            continue
         if session in last or session == 0:
-            cpu = number(as_dict(row.get("cpu")).get(OURS))
-            windows.append((end, float(size.get(end, 0)), seconds - last.get(session, 0.0), cpu))
-        last[session] = seconds
+            windows.append((end, float(size.get(end, 0)), seconds - last.get(session, 0.0), cpu + part))
+        last[session], part = seconds, 0.0
     kept = np.array([window for window in windows if window[1] > 0], dtype=np.float64).reshape(-1, 4)
-    return Speed(kept[:, 0], kept[:, 1], kept[:, 2], kept[:, 3], sum(last.values(), 0.0), len(last))
+    return Speed(kept[:, 0], kept[:, 1], kept[:, 2], kept[:, 3], sum(ends_at.values(), 0.0), len(ends_at))
 
 
 @dataclass(frozen=True)
