@@ -1,7 +1,7 @@
-"""Numba functions, cached on disk where that is possible, run on slices in a small thread pool; and their outputs.
+"""Numba functions, cached on disk where that is possible, run on slices by the threads of torch; and their outputs.
 
-The parallel back ends of Numba dislike forks and concurrent calls, so kernels are serial and
-`nogil`, and threads come from here.
+The parallel back ends of Numba dislike forks and concurrent calls, and their threads stand in the way of those of
+torch, so kernels are serial and `nogil`, and threads come from here.
 """
 
 import ctypes
@@ -9,10 +9,12 @@ import inspect
 import mmap
 import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -27,7 +29,10 @@ LARGE = 1 << 22
 HUGE_PAGE = 1 << 21
 POPULATE_WRITE = 23  # of madvise, Linux 5.14; Python does not name it
 
+_MEMBER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _pool: ThreadPoolExecutor | None = None
+_forked = False
+"""Whether this is a child of a process that may have used OpenMP, whose threads are not there any more."""
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,30 +76,66 @@ def over_slices(function: Callable[..., None], batch: int, width: int, steps: in
         blocks = -(-width // 16)
         edges = [min(width, 16 * (blocks * i // threads)) for i in range(threads)] + [width]
         jobs = [(0, batch, d0, d1) for d0, d1 in pairwise(edges) if d0 < d1]
-    _share(function, jobs)
+    at_once([partial(function, *job) for job in jobs])
 
 
 def over_jobs(function: Callable[[int, int], None], jobs: int, elements: int) -> None:
     """Call `function(i0, i1)` over parts of `jobs` that share nothing and have `elements` elements together."""
     parts = 1 if elements < SMALL else min(jobs, torch.get_num_threads())
     edges = [jobs * i // max(1, parts) for i in range(parts + 1)]
-    _share(function, list(pairwise(edges)))
+    at_once([partial(function, *job) for job in pairwise(edges)])
 
 
-def _share(function: Callable[..., None], jobs: list[Any]) -> None:
-    """Call `function(*job)` for each job, the first in this thread."""
-    running = [_threads().submit(function, *job) for job in jobs[1:]]
-    for job in jobs[:1]:
-        function(*job)
-    for done in running:
-        done.result()
+def at_once(functions: Sequence[Callable[[], None]]) -> None:
+    """Call all of them at the same time."""
+    if len(functions) == 1:
+        functions[0]()
+    elif (parallel := _openmp()) is not None and not _forked:
+        _by_openmp(parallel, functions)
+    else:
+        running = [_threads().submit(function) for function in functions[1:]]
+        try:
+            functions[0]()
+        finally:
+            wait(running)
+        for done in running:
+            done.result()
 
 
-def beside(other: Callable[[], None], own: Callable[[], None]) -> None:
-    """Call both at the same time, `own` in this thread."""
-    running = _threads().submit(other)
-    own()
-    running.result()
+@cache
+def _openmp() -> Any:
+    """`GOMP_parallel` of the library that torch has brought, whose threads it works with; None where it has another.
+
+    After a product these threads wait for the next one, awake, for milliseconds: threads of our own would have to
+    share the processors with them. Within a call, products of torch are by one thread each.
+    """
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    try:
+        parallel = ctypes.CDLL(str(found[0])).GOMP_parallel
+    except (IndexError, OSError, AttributeError):
+        return None
+    parallel.argtypes = _MEMBER, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    parallel.restype = None
+    return parallel
+
+
+def _by_openmp(parallel: Any, functions: Sequence[Callable[[], None]]) -> None:
+    waiting, raised = deque(functions), deque[BaseException]()
+
+    def work(_: object) -> None:
+        while True:  # there may be fewer threads than functions
+            try:
+                function = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                function()
+            except BaseException as error:
+                raised.append(error)
+
+    parallel(_MEMBER(work), None, len(functions), 0)
+    if raised:
+        raise raised[0]
 
 
 def whole_pages(x: Tensor) -> Tensor:
@@ -135,9 +176,9 @@ def _threads() -> ThreadPoolExecutor:
     return _pool
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+def _after_fork() -> None:
+    global _pool, _forked
+    _pool, _forked = None, True
 
 
-os.register_at_fork(after_in_child=_forget_pool)
+os.register_at_fork(after_in_child=_after_fork)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
-from pliant.kernels._jit import SMALL, beside, jit, over_slices, populate, whole_pages
+from pliant.kernels._jit import SMALL, at_once, jit, over_slices, populate, whole_pages
 from pliant.kernels.select import select
 
 
@@ -41,7 +41,7 @@ def linear_scan(
         u: input, `(B, T, D)`.
         h0: state before the first step, `(B, D)`; None means zeros.
         reset: `(B, T)`, true where the state is dropped before the step; None means nowhere.
-        form: `"loop"` (readable, any device) or `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable, any device), `"numba"` (CPU) or `"triton"` (CUDA); None chooses.
 
     Returns:
         h: `(B, T, D)`, in the dtype of `u`.
@@ -56,10 +56,12 @@ def linear_scan(
         wide = torch.promote_types(wide, h0.dtype)
     start = u.new_zeros(u.shape[0], u.shape[2], dtype=wide) if h0 is None else h0.to(wide)
     # One step is plain torch, so that a step can be exported and costs no detour.
-    forms = {"loop": scan_loop, "numba": _scan_numba}
+    forms = {"loop": scan_loop, "numba": _scan_numba, "triton": _scan_triton}
+    out = wide if wide.is_complex else u.dtype
     scan = scan_loop if u.shape[1] <= 1 and form is None else select("linear_scan", forms, u, form)
-    h, h_last = scan(a.to(wide), u.to(wide), start, reset)
-    out = u.dtype if u.is_complex() or not h.is_complex() else wide
+    if scan is not _scan_triton:  # which widens what it has read
+        a, u = a.to(wide), u.to(wide)
+    h, h_last = scan(a, u, start, reset)
     return h.to(out), h_last
 
 
@@ -244,7 +246,7 @@ def _scan(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tenso
     last = _copy(h0)
     arrays = [_rows(a), _array(u), _flags(reset), h.numpy(), last.numpy()]
     if _by_rows(u):
-        beside(lambda: populate(h), lambda: _forward(*arrays, 0, batch, 0, width))
+        at_once([lambda: _forward(*arrays, 0, batch, 0, width), lambda: populate(h)])
     else:
         over_slices(lambda *part: _forward(*arrays, *part), batch, width, steps)
     return h, last
@@ -273,7 +275,7 @@ def _scan_backward(
                 ready.release()
 
         # The product of a tile needs nothing but its scan, so it follows in another thread.
-        beside(products, scans)
+        at_once([scans, products])
     else:
         arrays = [x, now, start, flags, g, dx, dy, back, _tile(h)]
         over_slices(lambda *part: _backward(*arrays, *part), batch, width, steps)
@@ -316,3 +318,9 @@ _scan.register_autograd(_gradients, setup_context=_keep)
 
 def _scan_numba(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     return _scan(a, u, h0, reset)
+
+
+def _scan_triton(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
+    from pliant.kernels._triton.linear_scan import run
+
+    return run(a, u, h0, reset)
