@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from pliant.report import write_report
 from pliant.report.labels import label_points
 from pliant.report.load import Total
-from pliant.report.paint import Point, any_size
+from pliant.report.paint import Point, any_size, count_answers
 from pliant.report.style import COLORS, DASHES, STRANGER, color_of
 from pliant.report.values import amount
 from tests.report.pages import CLASSES, NUMBERS, Page, check, make_table_run, write, write_lines
@@ -262,3 +262,14 @@ def test_numbers_of_any_size_are_short() -> None:
     ]  # fmt: skip
     ticks = (0.0, 0.25, 2500.0, 25_000.0, 1e6, 2.5e9, 1e15, 1e-7)
     assert [any_size(tick) for tick in ticks] == ["0", "0.25", "2500", "25k", "1M", "2.5G", "1e+15", "1e-07"]
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3, 7, 50, 12_345])
+def test_the_axis_of_answers_names_each_whole_number_once(answers: int) -> None:
+    axes = Figure().add_subplot()
+    axes.set_xlim(0, answers)
+    count_answers(axes)
+    axes.figure.canvas.draw()
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert len(set(names)) == len(names) > 1
+    assert [float(name.replace(",", "")) for name in names] == axes.get_xticks().tolist()

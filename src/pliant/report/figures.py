@@ -13,6 +13,7 @@ from pliant.report.paint import (
     Line,
     Point,
     any_size,
+    count_answers,
     limits,
     limits_from_zero,
     paint_changes,
@@ -23,7 +24,6 @@ from pliant.report.paint import (
     smooth,
     smoothing,
     svg,
-    thousands,
 )
 from pliant.report.style import (
     BLUE,
@@ -172,8 +172,7 @@ def _over_time(
             paint_line(axes, line)
         zero = [Line(f"{short(reference)} 0", np.array([axes.get_xlim()[1]]), np.zeros(1), COLORS[REFERENCE])]
         label_ends(axes, lines + (zero if kind == "bits" else []))
-        axes.set_xlabel("answers")
-        axes.xaxis.set_major_formatter(thousands)
+        count_answers(axes)
         axes.set_ylabel(KINDS[kind][1])
         if kind == "bits":
             paint_changes(axes, [place for place, _ in changes])
@@ -208,8 +207,7 @@ def _drift_figure(run: Loaded, prefix: str) -> Figure | None:
                           textcoords="offset points", va="center", fontsize=FONT - 1.5, color="#444444")  # fmt: skip
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("answers")
-        axes.xaxis.set_major_formatter(thousands)
+        count_answers(axes)
         paint_changes(axes, [place for place, _ in run.changes])
 
     caption = (
@@ -355,8 +353,7 @@ def _from_zero(prefix: str, aria: str, lines: list[Line], unit: str) -> "Markup"
         axes.set_ylim(0, max(float(line.y.max()) for line in lines) * 1.15 or 1)
         for line in lines:
             paint_line(axes, line)
-        axes.set_xlabel("answers")
-        axes.xaxis.set_major_formatter(thousands)
+        count_answers(axes)
         axes.set_ylabel(unit)
 
     return svg(prefix, aria, SMALL, (LEFT, RIGHT), paint)

@@ -221,6 +221,15 @@ def smooth(y: Floats, tasks: Tasks, x: Floats) -> Floats:
     return means
 
 
+def count_answers(axes: "Axes") -> None:
+    """Let the axis below count answers, of which there are whole ones only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("answers")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(thousands)
+
+
 def thousands(value: float, position: float | int = 0) -> str:
     """A tick of whole numbers."""
     return f"{value:,.0f}"
