@@ -3,6 +3,7 @@
 python benchmarks/recurrences.py peers --rounds 9 --ledger     # in a Python with pliant, xlstm and mambapy
 python benchmarks/recurrences.py lengths --ledger
 python benchmarks/recurrences.py threads --ledger
+python benchmarks/recurrences.py forms --ledger
 python benchmarks/recurrences.py bfloat16 --ledger
 
 All take turns within a round, and ratios are taken round by round; figures are their quartiles. Outputs and gradients
@@ -43,6 +44,7 @@ CLAIMS = {
     "sLSTM": Claim(MIXERS["SLSTM"], Sizes(4, 512, 256), {"xlstm sLSTMLayer vanilla": 10}),
     "selective_scan": Claim(KERNELS["selective_scan"], Sizes(2, 2048, 256), {"mambapy": 3}),
 }
+FORM_LENGTHS = (1, 2, 4, 8, 16, 64, 256, 1024)
 LENGTHS = tuple(2**n for n in range(11, 17))
 BUSY = {
     "matrix_memory": (KERNELS["matrix_memory"], Sizes(4, 2048, 256)),
@@ -149,6 +151,27 @@ def threads(rounds: int, ledger: bool) -> None:
         f"threads --rounds {rounds}", figures, all(value >= 1.7 for value in ours), ledger)  # fmt: skip
 
 
+def forms(rounds: int, ledger: bool) -> None:
+    """What is taken where nobody asks, over the fastest form, by kernel, float type and length."""
+    figures, worst = {}, 0.0
+    for name, case in KERNELS.items():
+        for dtype in (torch.float32, torch.float64):
+            for steps in FORM_LENGTHS:
+                problem = case.problem(Sizes(2, steps, 64), dtype)
+                runs = {"default": case.work(problem, None).both}
+                runs |= {form: case.work(problem, form).both for form in case.forms if form != "loop" or steps <= 64}
+                took = {who: statistics.median(values) for who, values in turns(runs, rounds).items()}
+                best = min(took, key=lambda who: took[who])
+                over = took["default"] / took[best]
+                if over > 1.25:
+                    figures[f"{name} {str(dtype)[6:]} T {steps}"] = f"{over:.2f} times {best}"
+                worst = max(worst, over)
+        print(name, {key: value for key, value in figures.items() if key.startswith(name)}, flush=True)
+    figures["worst"] = round(worst, 2)
+    say("The form taken by default is at most 1.5 times as slow as the fastest, forward and backward, B 2, width 64",
+        f"forms --rounds {rounds}", figures, worst <= 1.5, ledger)  # fmt: skip
+
+
 def linear_map(sizes: Sizes) -> Run:
     """What torch makes of two threads."""
     layer = torch.nn.Linear(sizes.width, sizes.width)
@@ -188,7 +211,7 @@ def say(claim: str, command: str, figures: dict[str, Any], holds: bool, ledger: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = {function.__name__: function for function in (peers, lengths, threads, bfloat16)}
+    what = {function.__name__: function for function in (peers, lengths, threads, forms, bfloat16)}
     parser.add_argument("what", choices=what)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ledger", action="store_true", help="write the figures down")

@@ -18,6 +18,9 @@ from pliant.kernels._jit import jit_fast, over_jobs
 SPAN = 32
 """Steps whose memories are held at once on the way back: with 64 x 64 numbers each they fit the second cache."""
 
+LANES = 8
+"""Products in the time of one step of a plain loop, by which work is counted that may be worth threads."""
+
 
 @jit_fast
 def _pass(S, d, k, r, q, e, o, read):  # type: ignore[no-untyped-def]
@@ -193,7 +196,7 @@ def delta_steps(
     arrays = [_array(x) for x in (q, k, u, e, decay)]
     arrays += [_flags(reset, k), _array(start), o.numpy(), last.numpy(), starts.numpy()]
     rows = k.shape[0] * k.shape[2]
-    over_jobs(lambda first, stop: _forward(*arrays, first, stop), rows, k.numel() * u.shape[3])
+    over_jobs(lambda first, stop: _forward(*arrays, first, stop), rows, k.numel() * u.shape[3] // LANES)
     return o, last, starts
 
 
@@ -217,7 +220,7 @@ def _delta_backward(
     arrays = [_array(x) for x in (q, k, u, e, decay)]
     arrays += [_flags(reset, k), starts.numpy(), _array(grad_o), dS.numpy(), *(x.numpy() for x in found)]
     rows = k.shape[0] * k.shape[2]
-    over_jobs(lambda first, stop: _backward(*arrays, first, stop), rows, k.numel() * u.shape[3])
+    over_jobs(lambda first, stop: _backward(*arrays, first, stop), rows, k.numel() * u.shape[3] // LANES)
     return *found, dS  # type: ignore[return-value]
 
 
