@@ -13,10 +13,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pliant.core import Answer, Batch, Question, UsageError, seeded
+from pliant.core import KNOWN, Answer, Batch, Question, UsageError, seeded
 from pliant.core.columns import Column, Columns
 from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Learner, bptt
+from pliant.learn.references import LastLabel
+from pliant.measure.scores import Accuracy, TemporalKappa
 from pliant.models.table import TableModel
 from pliant.optim import adamw
 from pliant.recipes.watch import Watched
@@ -166,6 +168,11 @@ def test_every_label_comes_once_in_time_and_rightly(options: dict[str, Any]) -> 
                     known = label is not None and not np.isnan(label).any()
                     assert bool(answer.target_mask[row, step]) == bool(answer.learn_mask[row, step]) == known
                     assert int(answer.tags["group"][row, step]) == stream
+                    if columns.task == "classify":
+                        # The newest of the labels that were known when the step was asked.
+                        past = [here.label(stream, before) for before in range(s - columns.lag + 1)]
+                        labels = [int(one[0]) for one in past if one is not None and not np.isnan(one[0])]
+                        assert int(answer.tags[KNOWN][row, step]) == [-1, *labels][-1]
                     seen[stream, s] += 1
                     if not known:
                         continue
@@ -221,6 +228,33 @@ def test_a_position_is_saved_copied_and_resumed_to_the_bit(options: dict[str, An
         assert again.problems == stream.problems
         assert differences(again.state_dict(), end) == []
         assert again.send(None) is None
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+@pytest.mark.parametrize("delay", [0, 5])
+def test_temporal_kappa_compares_with_what_no_change_knows(delay: int, groups: int) -> None:
+    here = world(400, chunk=7, delay=delay, groups=groups, missing=0.3)
+    # Labels that stay for long, so that no-change says the last one.
+    here.source.targets[:] = np.where(np.isnan(here.source.targets), np.nan, np.arange(400)[:, None] // 60 % CLASSES)
+    kappa, accuracy, reference = TemporalKappa(), Accuracy(), LastLabel(here.source.columns)
+    wrong, chance = TemporalKappa(), Accuracy()
+    for batch in drain(here.stream()):
+        for answer in batch.answers:
+            said = reference.said(answer)
+            assert said is not None
+            knew = answer._replace(target_mask=answer.target_mask & (answer.tags[KNOWN] >= 0))
+            for score in (kappa, accuracy):
+                score.update(answer if score is kappa else knew, said)
+            others = said.roll(1, -1)
+            wrong.update(answer, others)
+            chance.update(knew, others)
+            reference.learn(answer)
+        if batch.question is not None:
+            reference.predict(batch.question)
+    assert kappa.value() == 0
+    stayed = accuracy.value()
+    assert 0.5 < stayed < 1
+    assert wrong.value() == pytest.approx((chance.value() - stayed) / (1 - stayed))
 
 
 @pytest.mark.parametrize("groups", [0, 3])

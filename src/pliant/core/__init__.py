@@ -8,7 +8,7 @@
 """
 
 from pliant.core.errors import UsageError
-from pliant.core.exchange import Answer, Batch, Question
+from pliant.core.exchange import KNOWN, Answer, Batch, Question
 from pliant.core.files import Disk
 from pliant.core.predictive import categorical_nats, mixture_mean, mixture_nats
 from pliant.core.record import Record
@@ -31,6 +31,7 @@ from pliant.core.state import (
 )
 
 __all__ = [
+    "KNOWN",
     "Answer",
     "Batch",
     "Disk",

@@ -27,6 +27,10 @@ class Question(NamedTuple):
     rows: Tensor
 
 
+KNOWN = "known"
+"""The tag that holds the newest label of the stream that was known when a step was asked, -1 if there was none."""
+
+
 class Answer(NamedTuple):
     """What became known about one question.
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.core import Answer, UsageError, categorical_nats, mixture_mean
+from pliant.core import KNOWN, Answer, UsageError, categorical_nats, mixture_mean
 
 Nats = Callable[[Tensor, Tensor], Tensor]
 """(output `(n, ...)`, targets `(n, ...)`) -> code lengths in nats `(n,)`."""
@@ -274,8 +274,10 @@ class TemporalKappa(Score):
 
     Žliobaitė et al. 2015, Evaluation methods and decision theory for classification of streaming data
     with temporal dependence, Machine Learning 98. The first answer of a stream has no label before it and
-    counts for neither. "Last" is in the order in which answers came. The label of a forgotten question was
-    revealed too, so no-change knows it although it is not scored. Memory: two labels for each stream.
+    counts for neither. The last label is the newest that was known when the step was asked, where a tag
+    `KNOWN` tells it, so that nothing is compared with a label that a delay hid; else "last" is in the order in
+    which answers came. The label of a forgotten question was revealed too, so no-change knows it although it
+    is not scored. Memory: two labels for each stream.
     """
 
     nothing = "no answers yet that follow another one of their stream"
@@ -299,6 +301,9 @@ class TemporalKappa(Score):
             targets = _classes(self, said, targets)
             outcome = _outcome(said, targets)
         if not len(targets):
+            return
+        if (known := answer.tags.get(KNOWN)) is not None:
+            self._count(known[answer.target_mask].cpu(), targets, outcome)
             return
         row = torch.nonzero(answer.target_mask, as_tuple=True)[0]
         rows, order = answer.rows[row].cpu().sort(stable=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pliant.core import Answer, mixture_nats
+from pliant.core import KNOWN, Answer, mixture_nats
 from pliant.core.change import Cusum
 from pliant.learn import Predictor, Timed
 from pliant.learn.loops import Opponents
@@ -148,9 +148,9 @@ def _joined(pairs: Sequence[tuple[Answer, Tensor]], by: str | None) -> tuple[Ans
         [answer.rows[mask.nonzero(as_tuple=True)[0]] for (answer, _), mask in zip(pairs, masks, strict=True)]
     )
     tags = {}
-    if by is not None:
-        spread = [torch.as_tensor(answer.tags[by]).expand(answer.target_mask.shape) for answer, _ in pairs]
-        tags = {by: torch.cat([tag[mask] for tag, mask in zip(spread, masks, strict=True)])[:, None]}
+    for name in {by, KNOWN} & pairs[0][0].tags.keys():
+        spread = [torch.as_tensor(answer.tags[name]).expand(answer.target_mask.shape) for answer, _ in pairs]
+        tags[name] = torch.cat([tag[mask] for tag, mask in zip(spread, masks, strict=True)])[:, None]
     shown = torch.ones(len(rows), 1, dtype=torch.bool)
     return Answer(targets[:, None], shown, shown, pairs[0][0].time, rows, tags=tags), said[:, None]
 

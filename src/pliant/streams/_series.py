@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pliant.core import Answer, Batch, Question, UsageError
+from pliant.core import KNOWN, Answer, Batch, Question, UsageError
 from pliant.core.columns import Columns
 from pliant.streams._table import Block, scan
 from pliant.streams.base import Spec, Stream
@@ -75,7 +75,8 @@ class Series(Stream):
 
     Inputs `(B, T, F + G)` float64, the last G channels the newest known label (see `Columns`). Targets
     `(B, T)` int64 for classes, `(B, T, G)` float64 for numbers. A row without a label is asked and never
-    scored. Tag: `group`, the index of the group.
+    scored. Tags: `group`, the index of the group; of classes also `known`, the newest label of the stream that
+    was known when the row was asked, -1 if none. That may be older than the one among the inputs, which may be missing.
 
     Args:
         source: the rows.
@@ -101,6 +102,9 @@ class Series(Stream):
         self.asked = np.zeros(streams, np.int64)  # steps of each stream
         # The targets of its newest rows: that of row i at i modulo the length.
         self.values = np.full((streams, columns.lag + 3 * steps + 1, len(columns.targets)), np.nan)
+        # Of classes the newest label that was known when each of these rows was asked, and that of all rows.
+        self.held = np.full(self.values.shape[:2] if columns.task == "classify" else (0, 0), np.nan)
+        self.newest = np.full(streams, np.nan)
         # For each stream the parts of questions that wait for its labels.
         self.waiting: list[deque[_Part]] = [deque() for _ in range(streams)]
         self.open: Counter[int] = Counter()  # time of a question -> parts that wait
@@ -193,6 +197,8 @@ class Series(Stream):
         first = steps[:: shape[1]].tolist()
         if min(first) < behind:
             known[steps < behind] = np.nan
+        if self.columns.task == "classify":
+            self.held[groups, steps % size] = self._hold(groups, known[:, 0])
         time = self.row - len(groups)
         self._touched = streams.tolist()
         for stream, begin in zip(self._touched, first, strict=True):
@@ -202,6 +208,16 @@ class Series(Stream):
         inputs = torch.from_numpy(np.concatenate([features, known], 1)).view(*shape, -1)
         reset = torch.from_numpy((steps == 0).reshape(shape)) if 0 in first else _flags(shape, False)
         return Question(inputs, reset, _flags(shape, True), time, _indices(self._touched))
+
+    def _hold(self, groups: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """The newest label `(n,)` at rows of these groups `(n,)`, where `known` is missing that of an older row."""
+        if self.streams > 1:
+            held = self.newest[groups] = np.where(np.isnan(known), self.newest[groups], known)
+            return held
+        held = np.concatenate([self.newest, known])
+        held = held[np.maximum.accumulate(np.where(np.isnan(held), 0, np.arange(len(held))))]
+        self.newest = held[-1:].copy()
+        return held[1:]
 
     def _due(self, stream: int, lag: int) -> list[tuple[int, "_Part"]]:
         """The parts of questions that are answered `lag` steps after the last of them."""
@@ -230,7 +246,11 @@ class Series(Stream):
         if final := not self.open[time]:
             del self.open[time]
         group = _indices(streams)
-        return Answer(targets, shown, shown, time, group, final, {"group": group[:, None].expand(shown.shape)})
+        tags = {"group": group[:, None].expand(shown.shape)}
+        if self.columns.task == "classify":
+            known = self.held[np.array(streams)[:, None], steps % self.held.shape[1]]
+            tags[KNOWN] = torch.from_numpy(np.where(np.isnan(known), -1, known).astype(np.int64))
+        return Answer(targets, shown, shown, time, group, final, tags)
 
     def state_dict(self) -> dict[str, Any]:
         waiting = [[tuple(part) for part in parts] for parts in self.waiting]
@@ -240,6 +260,8 @@ class Series(Stream):
             "counted": self._counted,
             "asked": torch.from_numpy(self.asked.copy()),
             "values": torch.from_numpy(self.values.copy()),
+            "held": torch.from_numpy(self.held.copy()),
+            "newest": torch.from_numpy(self.newest.copy()),
             "waiting": waiting,
             "open": dict(self.open),
             "touched": list(self._touched),
@@ -249,6 +271,8 @@ class Series(Stream):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.row, self._begun, self._counted = state["row"], state["begun"], state["counted"]
         self.asked, self.values = state["asked"].numpy().copy(), state["values"].numpy().copy()
+        if "held" in state:  # not in lives of before
+            self.held, self.newest = state["held"].numpy().copy(), state["newest"].numpy().copy()
         self.waiting = [deque(_Part(*part) for part in parts) for parts in state["waiting"]]
         self.open, self.problems = Counter(state["open"]), Counter(state["problems"])
         self._touched = state["touched"]
