@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 TESTS = $(BIN)/python -m pytest $(ARGS)
+# Triton reads the source of its functions, so shapes are not checked from outside in its modules.
+TRITON_TESTS = $(VENV)-triton/bin/python -m pytest --jaxtyping-packages=pliant.core,beartype.beartype $(ARGS)
 
-.PHONY: help learn test test-all oracles lint format install clean
+.PHONY: help learn test test-all oracles triton lint format install clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,6 +27,10 @@ test-all: $(STAMPS)/dev oracles  ## quick and slow tests, and those against peer
 oracles: $(STAMPS)/oracles  ## tests against peer packages
 	$(VENV)-oracles/bin/python -m pytest -m oracle tests/oracles
 
+triton: $(STAMPS)/triton  ## the forms for CUDA, in Triton's interpreter and compiler; needs no GPU
+	TRITON_INTERPRET=1 $(TRITON_TESTS) tests/kernels/test_triton.py
+	$(TRITON_TESTS) tests/kernels/test_triton_compile.py
+
 lint: $(STAMPS)/dev  ## style, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,7 +44,7 @@ format: $(STAMPS)/dev  ## put the source into the house style
 install: $(STAMPS)/dev  ## install the package for work on it
 
 clean:  ## remove what was installed
-	rm -rf $(VENV) $(VENV)-oracles $(STAMPS)
+	rm -rf $(VENV) $(VENV)-oracles $(VENV)-triton $(STAMPS)
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -64,4 +70,12 @@ $(STAMPS)/oracles: $(STAMPS)/venv requirements-oracles.txt
 	$(PYTHON) -m venv --clear $(VENV)-oracles
 	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-oracles.txt
 	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# An environment on top of the other, since torch behaves differently where it finds Triton.
+$(STAMPS)/triton: $(STAMPS)/dev requirements-triton.txt
+	$(PYTHON) -m venv --clear $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-triton.txt
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+		> $$($(VENV)-triton/bin/python -c 'import site; print(site.getsitepackages()[0])')/pliant-base.pth
 	@touch $@

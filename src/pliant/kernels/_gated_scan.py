@@ -81,7 +81,7 @@ def gated_scan(
         first: `(B, T)`, true at the first existing step of an episode, which enters at full size.
         reset: `(B, T)`, true where the state is dropped before the step; None means nowhere.
         mask: `(B, T)`, false where the step does not exist; None means that all do.
-        form: `"loop"` (readable, any device) or `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable, any device), `"numba"` (CPU) or `"triton"` (CUDA); None chooses.
 
     Returns:
         h: `(B, T, D)`, in the dtype of `x`, zero where masked.
@@ -93,10 +93,12 @@ def gated_scan(
     _check(x, input_gate, decay_gate, rate, h0, first, reset, mask)
     wide = torch.promote_types(torch.promote_types(x.dtype, h0.dtype), torch.float32)
     # One step is plain torch, so that a step can be exported and costs no detour.
-    forms = {"loop": gated_scan_loop, "numba": _gated_scan_numba}
+    forms = {"loop": gated_scan_loop, "numba": _gated_scan_numba, "triton": _gated_scan_triton}
     scan = gated_scan_loop if x.shape[1] <= 1 and form is None else select("gated_scan", forms, x, form)
-    u, p, r, rate, h0 = (part.to(wide) for part in (x, input_gate, decay_gate, rate, h0))
-    h, h_last = scan(u, p, r, rate, h0, first, reset, mask)
+    u, p, r = x, input_gate, decay_gate
+    if scan is not _gated_scan_triton:  # which widens what it has read
+        u, p, r = (part.to(wide) for part in (u, p, r))
+    h, h_last = scan(u, p, r, rate.to(wide), h0.to(wide), first, reset, mask)
     return h.to(x.dtype), h_last
 
 
@@ -330,3 +332,12 @@ def _gated_scan_numba(
     first: Tensor, reset: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _scan(x, input_gate, decay_gate, -DECAY_POWER * rate, h0, first, reset, mask)
+
+
+def _gated_scan_triton(
+    x: Tensor, input_gate: Tensor, decay_gate: Tensor, rate: Tensor, h0: Tensor,
+    first: Tensor, reset: Tensor | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from pliant.kernels._triton.gated_scan import run
+
+    return run(x, input_gate, decay_gate, rate, h0, first, reset, mask)

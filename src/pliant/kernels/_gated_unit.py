@@ -10,7 +10,7 @@ Source: Griffin, arXiv:2402.19427, section 2.4. Cost: that of `gated_scan`, and 
 much with the gradient as without slices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +26,7 @@ from pliant.kernels._gated_scan import (
     _copy,
     _flags,
     _forward,
+    _gated_scan_triton,
     gated_scan_loop,
 )
 from pliant.kernels._jit import over_slices
@@ -59,7 +60,7 @@ def gated_unit(
         rate: softplus(Λ), `(D,)`.
         h0: state before the first step, `(B, N, D)`.
         first, reset, mask: `(B, T)`, see `gated_scan`.
-        form: `"loop"` (readable, any device) or `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable, any device), `"numba"` (CPU) or `"triton"` (CUDA); None chooses.
 
     Returns:
         h: `(B, T, N, D)`, in the dtype of `x`, zero where masked.
@@ -70,7 +71,7 @@ def gated_unit(
     """
     _check(x, input_weight, input_bias, decay_weight, decay_bias, rate, h0, first, reset, mask)
     wide = torch.promote_types(torch.promote_types(x.dtype, h0.dtype), torch.float32)
-    forms = {"loop": gated_unit_loop, "numba": _gated_unit_numba}
+    forms = {"loop": gated_unit_loop, "numba": _gated_unit_numba, "triton": _gated_unit_triton}
     # One step is plain torch, so that a step can be exported and costs no detour.
     unit = gated_unit_loop if x.shape[1] <= 1 and form is None else select("gated_unit", forms, x, form)
     parts = (x, input_weight, input_bias, decay_weight, decay_bias, rate, h0)
@@ -84,9 +85,17 @@ def gated_unit_loop(
     h0: Tensor, first: Tensor, reset: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As it is written above; arguments as in `gated_unit`, all of one float type."""
+    weights = (input_weight, input_bias, decay_weight, decay_bias)
+    return _with_gates(gated_scan_loop, x, *weights, rate, h0, first, reset, mask)
+
+
+def _with_gates(
+    scan: Callable[..., tuple[Tensor, Tensor]], x: Tensor, input_weight: Tensor, input_bias: Tensor,
+    decay_weight: Tensor, decay_bias: Tensor, rate: Tensor, h0: Tensor, *flags: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     gates = (through_heads(x, input_weight, input_bias), through_heads(x, decay_weight, decay_bias))
     p, r = (gate.flatten(2) for gate in gates)
-    h, last = gated_scan_loop(x.flatten(2), p, r, rate.repeat(x.shape[2]), h0.flatten(1), first, reset, mask)
+    h, last = scan(x.flatten(2), p, r, rate.repeat(x.shape[2]), h0.flatten(1), *flags)
     return h.reshape(x.shape), last.reshape(h0.shape)
 
 
@@ -272,3 +281,11 @@ def _gated_unit_numba(
     h, last, _ = _unit(x, input_weight, input_bias, decay_weight, decay_bias, -DECAY_POWER * rate, h0, first, reset,
                        mask)  # fmt: skip
     return h, last
+
+
+def _gated_unit_triton(
+    x: Tensor, input_weight: Tensor, input_bias: Tensor, decay_weight: Tensor, decay_bias: Tensor, rate: Tensor,
+    h0: Tensor, first: Tensor, reset: Tensor | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights = (input_weight, input_bias, decay_weight, decay_bias)
+    return _with_gates(_gated_scan_triton, x, *weights, rate, h0, first, reset, mask)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,9 @@ from pliant.core import UsageError
 
 logger = logging.getLogger("pliant.kernels")
 
+HAS_TRITON = find_spec("triton") is not None
+"""Whether the package is there; it is imported where a tensor on a CUDA device needs it, and not before."""
+
 
 def select(kernel: str, forms: Mapping[str, Callable[..., Any]], x: Tensor, form: str | None) -> Callable[..., Any]:
     """The form named `form`, or the fastest one for the device of `x`.
@@ -18,15 +22,22 @@ def select(kernel: str, forms: Mapping[str, Callable[..., Any]], x: Tensor, form
     `forms` maps names to functions of one signature; `"loop"` is the readable form and is always there.
 
     Raises:
-        UsageError: no form of that name.
+        UsageError: no form of that name, or the package it needs is not installed.
     """
     if form is not None:
         if form not in forms:
             raise UsageError(f"{kernel}: there is no form {form!r}; choose one of {', '.join(forms)}")
+        if form == "triton" and not HAS_TRITON:
+            raise UsageError(f"{kernel}: the form 'triton' needs the package triton, which is not installed")
         return forms[form]
     if x.device.type == "cpu" and "numba" in forms:
         return forms["numba"]
-    _say_once(f"{kernel}: no fast form for {x.device.type} tensors yet, using the readable loop")
+    if x.device.type == "cuda" and "triton" in forms:
+        if HAS_TRITON:
+            return forms["triton"]
+        _say_once(f"{kernel}: the fast form for cuda tensors needs the package triton, using the readable loop")
+    else:
+        _say_once(f"{kernel}: no fast form for {x.device.type} tensors yet, using the readable loop")
     return forms["loop"]
 
 

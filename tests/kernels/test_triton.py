@@ -1,0 +1,193 @@
+"""The forms in Triton are the loops: outputs, last states and all gradients. In Triton's interpreter, by `make triton`.
+
+Tiles are small here, so that short sequences, which are all the interpreter has time for, have many; and the machine
+has few or many processors, so that time is cut into pieces or not.
+"""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed; make triton installs it in an environment of its own")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1, as set by make triton", allow_module_level=True)
+
+from pliant.core import UsageError
+from pliant.kernels import gated_scan, gated_unit, linear_scan
+from pliant.kernels._triton import gated_scan as gated
+from pliant.kernels._triton import linear_scan as linear
+from tests.suite import close
+
+SIZES = [(2, 9, 5), (1, 1, 1), (1, 37, 3)]
+"""Streams, steps, channels; none is a multiple of a tile."""
+
+
+@pytest.fixture(autouse=True, params=[1, 100], ids=["few-processors", "many-processors"])
+def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "STEPS", 4)
+    monkeypatch.setattr(linear, "LINE", 32)
+    monkeypatch.setattr(gated, "STEPS", 4)
+    monkeypatch.setattr(linear, "processors", lambda _: request.param)
+
+
+def run(kernel: Any, form: str, given: dict[str, Any], **options: Any) -> list[Tensor]:
+    """Outputs, last state, and the gradients of a loss that weighs all of them differently."""
+    leaves = {n: x.detach().clone().requires_grad_() for n, x in given.items() if _has_gradient(x)}
+    y, state = kernel(**(given | leaves), form=form, **options)
+    found = [y, *(state if isinstance(state, tuple) else [state])]
+    loss = sum((x * _weights(x)).sum().to(torch.complex128 if x.is_complex() else torch.float64) for x in found)
+    grads = torch.autograd.grad(loss.real if loss.is_complex() else loss, list(leaves.values()))
+    return [x.detach() for x in [*found, *grads]]
+
+
+def _has_gradient(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+def _weights(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1.5, x.numel(), dtype=torch.float64).reshape(x.shape).to(x.dtype)
+
+
+def same(kernel: Any, given: dict[str, Any], scale: float = 1.0, **options: Any) -> None:
+    for fast, loop in zip(run(kernel, "triton", given, **options), run(kernel, "loop", given, **options), strict=True):
+        assert fast.dtype == loop.dtype
+        fast, loop = (torch.view_as_real(x) if x.is_complex() else x for x in (fast, loop))
+        close(fast, loop, scale)
+
+
+class Draw:
+    """Numbers and flags for one problem."""
+
+    def __init__(self, batch: int, steps: int, dtype: torch.dtype, seed: int = 0):
+        self.batch, self.steps, self.dtype = batch, steps, dtype
+        self.random = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        wide = torch.complex128 if self.dtype.is_complex else torch.float64
+        return torch.randn(shape, generator=self.random, dtype=wide).to(self.dtype)
+
+    def over_time(self, *shape: int) -> Tensor:
+        return self.normal(self.batch, self.steps, *shape)
+
+    def flags(self, share: float) -> Tensor:
+        return torch.rand(self.batch, self.steps, generator=self.random) < share
+
+
+# linear_scan
+
+
+def scan_problem(
+    batch: int, steps: int, width: int, dtype: torch.dtype = torch.float64, share: float = 0.2
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, dtype)
+    given = {"a": 0.7 * draw.over_time(width), "u": draw.over_time(width), "h0": draw.normal(batch, width)}
+    return given | {"reset": draw.flags(share) if share else None}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("share", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+def test_linear_scan(size: tuple[int, int, int], share: float, dtype: torch.dtype) -> None:
+    same(linear_scan, scan_problem(*size, dtype, share))
+
+
+def test_linear_scan_of_expanded_and_turned_inputs() -> None:
+    given = scan_problem(2, 9, 5)
+    given["a"] = given["a"][:, :1].expand(2, 9, 5)
+    given["u"] = given["u"].mT.contiguous().mT
+    h, last = linear_scan(**given, form="triton")
+    loop, last_loop = linear_scan(**given, form="loop")
+    close(h, loop)
+    close(last, last_loop)
+
+
+def test_linear_scan_keeps_a_wide_state_between_narrow_numbers() -> None:
+    given = scan_problem(2, 9, 5, torch.bfloat16) | {"h0": None}
+    wide = {name: x.float() if _has_gradient(x) else x for name, x in given.items()}
+    h, last = linear_scan(**given, form="triton")
+    loop, last_loop = linear_scan(**wide, form="loop")
+    assert h.dtype == torch.bfloat16
+    close(last, last_loop)
+    torch.testing.assert_close(h.float(), loop, rtol=2**-7, atol=1e-6)  # the interpreter rounds toward zero
+    found = run(linear_scan, "triton", given)
+    for one, two in zip(found[2:], run(linear_scan, "loop", given)[2:], strict=True):
+        torch.testing.assert_close(one.float(), two.float(), rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_linear_scan_forgets_what_is_not_finite_at_a_reset() -> None:
+    given = scan_problem(1, 9, 5)
+    given["reset"] = torch.arange(9)[None] == 6
+    given["u"][0, 1, 0], given["u"][0, 2, 1], given["h0"][0, 2] = torch.inf, torch.nan, torch.nan
+    found, loop = run(linear_scan, "triton", given), run(linear_scan, "loop", given)
+    close(found[0][:, 6:], loop[0][:, 6:])
+    close(found[1], loop[1])
+    assert found[2][:, 6:].isfinite().all()
+
+
+def test_linear_scan_of_nothing() -> None:
+    given = scan_problem(2, 0, 5)
+    h, last = linear_scan(**given, form="triton")
+    assert h.shape == (2, 0, 5)
+    close(last, given["h0"])
+
+
+# gated_scan
+
+
+def gate_problem(
+    batch: int, steps: int, width: int, dtype: torch.dtype = torch.float64, resets: float = 0.2, masks: float = 0.3
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, dtype)
+    given = {name: draw.over_time(width) for name in ("x", "input_gate", "decay_gate")}
+    given |= {"rate": draw.normal(width).abs(), "h0": draw.normal(batch, width), "first": draw.flags(0.2)}
+    given["reset"] = draw.flags(resets) if resets else None
+    given["mask"] = draw.flags(1 - masks) if masks else None
+    return given
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("flags", [(0, 0), (0.2, 0), (0, 0.3), (0.2, 0.3)])
+def test_gated_scan(size: tuple[int, int, int], flags: tuple[float, float]) -> None:
+    same(gated_scan, gate_problem(*size, torch.float64, *flags))
+
+
+def test_gated_scan_in_float32() -> None:
+    # The root of a difference near 1 has fewer digits than its argument.
+    same(gated_scan, gate_problem(2, 9, 5, torch.float32), scale=16)
+
+
+@pytest.mark.parametrize("gate", [-100.0, 100.0])
+@pytest.mark.parametrize("rate", [0.0, 1e-40, 100.0])
+def test_gated_scan_at_the_limits_of_its_gates(gate: float, rate: float) -> None:
+    given = gate_problem(1, 9, 2)
+    given |= {name: torch.full_like(given[name], gate) for name in ("input_gate", "decay_gate")}
+    given["rate"] = torch.full_like(given["rate"], rate)
+    same(gated_scan, given)
+
+
+def test_gated_scan_does_not_read_masked_steps() -> None:
+    given = gate_problem(2, 9, 5)
+    for name in ("x", "input_gate", "decay_gate"):
+        given[name] = torch.where(given["mask"][..., None], given[name], torch.nan)
+    assert all(x.isfinite().all() for x in run(gated_scan, "triton", given))
+
+
+def test_gated_unit() -> None:
+    draw = Draw(2, 9, torch.float64)
+    given = {"x": draw.over_time(2, 6), "rate": draw.normal(6).abs(), "h0": draw.normal(2, 2, 6)}
+    for gate in ("input", "decay"):
+        given |= {f"{gate}_weight": draw.normal(2, 3, 3), f"{gate}_bias": draw.normal(2, 3)}
+    same(gated_unit, given | {"first": draw.flags(0.2), "reset": draw.flags(0.2), "mask": draw.flags(0.7)})
+
+
+# All of them
+
+
+def test_without_the_interpreter_tensors_must_be_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pliant.kernels._triton._common.INTERPRETED", False)
+    with pytest.raises(UsageError, match="CUDA device"):
+        linear_scan(**scan_problem(1, 2, 1), form="triton")
