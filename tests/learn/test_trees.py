@@ -100,7 +100,8 @@ def test_it_fits_when_due_and_on_its_window_alone() -> None:
         if t - 2 == 60:
             assert one._data is not None
             assert one._data[1][:, 0].tolist() == labels[0, 30:60, 0].tolist()
-            np.testing.assert_array_equal(one._data[0], question.inputs[0, 30:60].numpy())
+            np.testing.assert_array_equal(one._data[0][:, :3], question.inputs[0, 30:60].numpy())
+            assert one._data[0][:, 3].tolist() == question.inputs[0, 29:59, 2].tolist()
 
 
 def test_before_the_first_fit_it_is_what_is_known_without_a_model() -> None:
@@ -117,6 +118,50 @@ def test_the_label_is_an_input_only_if_it_may_be() -> None:
     walk(one, question)
     assert one._data is not None
     assert one._data[0].shape[1] == 2
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_it_reads_the_label_known_before_the_newest_and_the_group(chunk: int) -> None:
+    rows, steps = 3, 60
+    of = Columns("classify", (Column("x"),), ("y",), tuple("abcd"))
+    random = np.random.default_rng(1)
+    known = np.where(random.random((rows, steps)) < 0.3, np.nan, random.integers(4, size=(rows, steps)))
+    yes = torch.ones(rows, steps, dtype=torch.bool)
+    reset = yes & (torch.arange(steps) == 20) & (torch.arange(rows)[:, None] == 1)
+    inputs = torch.tensor(np.stack([random.normal(size=known.shape), known], -1))
+    one, seen = boosting(of, groups=rows), []
+    look = one._look
+    one._look = lambda *given: seen.append(look(*given)) or seen[-1]  # type: ignore[method-assign]
+    walk(one, Question(inputs, reset, yes, 0, torch.arange(rows)), steps=chunk)
+    for row in range(rows):
+        told = np.array([x for part_ in seen for x, _ in part_[row]])
+        np.testing.assert_array_equal(told[:, :2], inputs[row].numpy())
+        assert set(told[:, 3]) == {row}
+        for step in range(steps):
+            start = 20 if row == 1 and step >= 20 else 0
+            before = [label for label in known[row, start:step] if label == label]
+            np.testing.assert_equal(told[step, 2], [np.nan, *before][-1])
+
+
+@pytest.mark.parametrize("task", ["classify", "regress"])
+def test_it_learns_what_only_the_group_or_the_label_before_tells(task: Any) -> None:
+    random, steps = np.random.default_rng(0), 200
+    x = random.integers(2, size=(2, steps)).astype(float)
+    of = Columns(task, (Column("x"),), ("y",), ("0", "1") if task == "classify" else ())
+    by_group = np.stack([x[0], 1 - x[1]])
+    by_past = random.integers(2, size=(2, steps)).astype(float)
+    by_past[:, 2:] = 0
+    for t in range(2, steps):
+        by_past[:, t] = np.where(x[:, t] > 0, by_past[:, t - 2], random.integers(2, size=2))
+    for labels, sure in ((by_group, np.ones_like(x) > 0), (by_past, x > 0)):
+        known = np.concatenate([np.full((2, 1), np.nan), labels[:, :-1]], 1)
+        no = torch.zeros(2, steps, dtype=torch.bool)
+        inputs = torch.tensor(np.stack([x, known], -1))
+        said = walk(boosting(of, groups=2, window=200), Question(inputs, no, ~no, 0, torch.arange(2)))[:, 150:]
+        k = len(WIDTHS)
+        value = said[..., 1].exp() if task == "classify" else said[:, :, 0, k]
+        right = ((value > 0.5).numpy() == labels[:, 150:])[sure[:, 150:]]
+        assert right.mean() > 0.9
 
 
 def test_a_class_that_no_fit_has_seen_keeps_a_probability() -> None:

@@ -218,7 +218,7 @@ class RowByRow(Remembering):
     def _answer(self, row: int, seen: Any, place: Array) -> Note:
         """Write the answer to a step of stream `row` into `place`, zeros `(C,)` or `(G, 3K)`."""
 
-    def _look(self, inputs: Array) -> Any:
+    def _look(self, inputs: Array, question: Question) -> Any:
         """What `_answer` gets to see of inputs `(B, T, F + G)`, indexed by stream and step."""
         return inputs
 
@@ -248,7 +248,7 @@ class RowByRow(Remembering):
                 "the index of its class, or NaN"
             )
         size = (self.columns.num_outputs,) if self.classify else (self.columns.num_outputs, 3 * len(WIDTHS))
-        output, seen = np.zeros((batch, steps, *size)), self._look(inputs)
+        output, seen = np.zeros((batch, steps, *size)), self._look(inputs, question)
         rows, known, exists = question.rows.tolist(), labels.tolist(), mask.tolist()
         for t in range(steps):
             for b, row in enumerate(rows):

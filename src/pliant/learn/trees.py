@@ -35,19 +35,31 @@ class _Model(RowByRow):
     difference to the last known label, since a tree cannot say what it has never seen and a level
     wanders; to regress, about the number itself. Where there is no model yet: the frequencies, or the
     last known label (forecast) or the level of the labels (regress), with errors counted apart.
+
+    A tree has no memory of a stream, so beside the row and the newest known label it gets what our model
+    keeps: the label that was known before that one (the newest, where that one is missing), and the group.
+
+    Args:
+        columns: the schema of the stream.
+        remember: questions that may wait for an answer at the same time.
+        groups: streams; with one alone there is no input that tells it.
     """
 
     kinds = 2
 
-    def __init__(self, columns: Columns, remember: int = 128):
+    def __init__(self, columns: Columns, remember: int = 128, groups: int = 1):
         super().__init__(columns, remember)
         self.frequencies = Frequencies(columns.num_outputs if self.classify else 0)
         self.shares = Shares.even(len(TEMPERS) + 1)
         self._last: dict[int, list[float]] = {}  # newest known label of each target, NaN if none
-        used = len(columns.features) + (len(columns.targets) if columns.label_as_input else 0)
-        self._used = used  # columns that the model may read
-        self._sizes = [column.size for column in columns.features] + [len(columns.classes)] * len(columns.targets)
-        self._categories = [i for i in range(used) if self._sizes[i]]
+        self._before: dict[int, list[float]] = {}  # the same up to the last question, without that of its last step
+        labels = 2 * len(columns.targets) if columns.label_as_input else 0
+        self._grouped = groups > 1
+        # Of the columns that the model may read.
+        self._sizes = [column.size for column in columns.features] + [len(columns.classes)] * labels
+        self._sizes += [groups] if self._grouped else []
+        self._used = len(self._sizes)
+        self._categories = [i for i, size in enumerate(self._sizes) if size]
 
     @abstractmethod
     def _take(self, x: Any, label: list[float]) -> None:
@@ -56,6 +68,24 @@ class _Model(RowByRow):
     @abstractmethod
     def _model(self, seen: Any) -> tuple[Any, tuple[float, ...] | None]:
         """The row to remember and probabilities `(C,)` or numbers `(G,)`; None before there is a model."""
+
+    def _look(self, inputs: Array, question: Question) -> Any:
+        """The rows as the model reads them `(B, T, used)`."""
+        features = len(self.columns.features)
+        parts, rows = [inputs[..., :features]], question.rows.tolist()
+        if self.columns.label_as_input:
+            labels, resets = inputs[..., features:], question.reset.tolist()
+            parts += [labels, np.empty_like(labels)]
+            for b, row in enumerate(rows):
+                kept = self._before.get(row, [math.nan] * labels.shape[2])
+                for t, label in enumerate(labels[b].tolist()):
+                    kept = [math.nan] * len(label) if resets[b][t] else kept
+                    parts[2][b, t] = kept
+                    kept = [new if new == new else old for new, old in zip(label, kept, strict=True)]
+                self._before[row] = kept
+        if self._grouped:
+            parts.append(np.broadcast_to(np.array(rows, float)[:, None, None], (*inputs.shape[:2], 1)))
+        return np.concatenate(parts, -1)
 
     def _forget(self, row: int) -> None:
         super()._forget(row)
@@ -115,6 +145,7 @@ class _Model(RowByRow):
             "frequencies": self.frequencies.state_dict(),
             "shares": self.shares.numbers(),
             "last": {row: list(label) for row, label in self._last.items()},
+            "before": {row: list(label) for row, label in self._before.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,6 +153,9 @@ class _Model(RowByRow):
         self.frequencies.load_state_dict(state["frequencies"])
         self.shares = Shares.of(state["shares"])
         self._last = {row: list(label) for row, label in state["last"].items()}
+        if "before" not in state:
+            raise UsageError(f"{type(self).__name__}: it was saved by a version with other inputs; begin a new run")
+        self._before = {row: list(label) for row, label in state["before"].items()}
 
 
 class Boosting(_Model):
@@ -140,6 +174,7 @@ class Boosting(_Model):
         iterations: trees of a fit (per class, where there are more than two).
         seed: of the fits.
         remember: questions that may wait for an answer at the same time.
+        groups: streams.
     """
 
     def __init__(
@@ -151,8 +186,9 @@ class Boosting(_Model):
         iterations: int = 100,
         seed: int = 0,
         remember: int = 128,
+        groups: int = 1,
     ):
-        super().__init__(columns, remember)
+        super().__init__(columns, remember, groups)
         for name, value in (("every", every), ("window", window), ("iterations", iterations)):
             if value < 1:
                 raise UsageError(f"Boosting: {name} is {value}, expected at least 1")
@@ -193,8 +229,8 @@ class Boosting(_Model):
         with _threads().limit(limits=1, user_api="openmp"):
             return model.fit(inputs, labels)
 
-    def _look(self, inputs: Array) -> Any:
-        rows = np.ascontiguousarray(inputs[..., : self._used]).reshape(-1, self._used)
+    def _look(self, inputs: Array, question: Question) -> Any:
+        rows = super()._look(inputs, question).reshape(-1, self._used)
         said = self._outputs(rows).tolist() if self._models and len(rows) else [None] * len(rows)
         both = [(tuple(x), None if one is None else tuple(one)) for x, one in zip(rows.tolist(), said, strict=True)]
         steps = inputs.shape[1]
@@ -260,6 +296,7 @@ class River(_Model):
         seed: of the trees.
         trees: of the forest.
         remember: questions that may wait for an answer at the same time.
+        groups: streams.
 
     Raises:
         UsageError: river is not installed.
@@ -275,8 +312,9 @@ class River(_Model):
         seed: int = 0,
         trees: int = 10,
         remember: int = 128,
+        groups: int = 1,
     ):
-        super().__init__(columns, remember)
+        super().__init__(columns, remember, groups)
         try:
             from river import forest, preprocessing, tree
         except ImportError:
@@ -301,7 +339,7 @@ class River(_Model):
         self._nominal = set(self._categories)
 
     def _model(self, seen: Any) -> tuple[Any, tuple[float, ...] | None]:
-        x = tuple(seen[: self._used].tolist())
+        x = tuple(seen.tolist())
         row = self._features(x)
         if self.classify:
             told = self._trees[0].predict_proba_one(row) if self._learned[0] else {}

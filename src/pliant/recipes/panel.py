@@ -148,7 +148,7 @@ def _joined(pairs: Sequence[tuple[Answer, Tensor]], by: str | None) -> tuple[Ans
         [answer.rows[mask.nonzero(as_tuple=True)[0]] for (answer, _), mask in zip(pairs, masks, strict=True)]
     )
     tags = {}
-    for name in {by, KNOWN} & pairs[0][0].tags.keys():
+    for name in pairs[0][0].tags.keys() & {by or KNOWN, KNOWN}:
         spread = [torch.as_tensor(answer.tags[name]).expand(answer.target_mask.shape) for answer, _ in pairs]
         tags[name] = torch.cat([tag[mask] for tag, mask in zip(spread, masks, strict=True)])[:, None]
     shown = torch.ones(len(rows), 1, dtype=torch.bool)

@@ -268,7 +268,7 @@ def life(config: SeriesConfig, rows: Source) -> Life:
 def _opponents(config: SeriesConfig, series: Series, shape: Shape, ours: Learner) -> dict[str, Predictor]:
     columns, keep = series.columns, {"remember": shape.remember}
     numbers = columns.task != "classify"
-    every: dict[str, Any] = {"every": shape.retrain, "seed": config.seed, **keep}
+    trees: dict[str, Any] = {"seed": config.seed, "groups": series.streams, **keep}
     makers: dict[str, Any] = {
         "mean" if numbers else "majority": lambda: Marginal(columns, **keep),
         "no-change": lambda: LastLabel(columns, **keep),
@@ -277,9 +277,9 @@ def _opponents(config: SeriesConfig, series: Series, shape: Shape, ours: Learner
             lambda number: learner(config, columns, shape, series.streams, f"retrained/{number}"),
             every=shape.retrain, window=5 * shape.retrain, passes=PASSES,
         ),
-        "boosting": lambda: Boosting(columns, window=5 * shape.retrain, **every),
-        "hoeffding-tree": lambda: River(columns, "hoeffding-adaptive-tree", seed=config.seed, **keep),
-        "adaptive-forest": lambda: River(columns, "adaptive-random-forest", seed=config.seed, **keep),
+        "boosting": lambda: Boosting(columns, every=shape.retrain, window=5 * shape.retrain, **trees),
+        "hoeffding-tree": lambda: River(columns, "hoeffding-adaptive-tree", **trees),
+        "adaptive-forest": lambda: River(columns, "adaptive-random-forest", **trees),
     }  # fmt: skip
     if columns.season is not None:
         makers["seasonal"] = lambda: Seasonal(columns, **keep)
