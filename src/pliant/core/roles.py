@@ -5,10 +5,13 @@ measures read roles instead of guessing from shapes. A role is kept by parameter
 attributes on Parameters do not survive sharding.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from torch import nn
+
+from pliant.core.errors import UsageError
 
 
 class Role(Enum):
@@ -40,3 +43,87 @@ def check_roles(module: nn.Module, roles: Mapping[str, Role]) -> None:
         raise ValueError(
             f"{type(module).__name__}.roles() must name every parameter once; differing: {', '.join(sorted(wrong))}"
         )
+
+
+NORMS = (
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase,
+)  # fmt: skip
+"""Modules whose output does not depend on the scale of their input."""
+
+
+def roles_of(module: nn.Module, given: Mapping[str, Role] | None = None) -> dict[str, Role]:
+    """What each parameter of `module` is for: as it declares itself, else by the types of its parts.
+
+    A part with `roles()` is asked. Linear and convolution weights are matrices (CONV where each channel has its own),
+    those of the last such module the HEAD; recurrent cells of torch are gates, since most of what they stack is.
+
+    Args:
+        module: any module.
+        given: roles by parameter name, which stand above everything else.
+
+    Raises:
+        UsageError: `given` names what is not there; or there are parameters whose role nothing tells: they are named.
+    """
+    given = dict(given or {})
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    if unknown := given.keys() - shapes.keys():
+        raise UsageError(f"roles: {type(module).__name__} has no parameter {', '.join(sorted(unknown))}")
+    found = _declared(module) | given
+    if silent := [f"{name} {shapes[name]}" for name in shapes if name not in found]:
+        raise UsageError(
+            f"roles: what are these of {type(module).__name__} for: {', '.join(silent)}? "
+            "Name them, as in roles={'" + silent[0].split(" ")[0] + "': Role.MATRIX}"
+        )
+    return {name: found[name] for name in shapes}
+
+
+def _declared(module: nn.Module) -> dict[str, Role]:
+    if callable(declare := getattr(module, "roles", None)):
+        return dict(declare())
+    parts = list(_parts(module, ""))
+    found = {f"{path}{name}": role for path, part in parts for name, role in _of_part(part).items()}
+    last = next((path for path, part in reversed(parts) if isinstance(part, _MATRICES)), None)
+    if last is not None and f"{last}weight" in found:
+        found[f"{last}weight"] = Role.HEAD
+    return found
+
+
+def _parts(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that hold parameters or declare them, by the start of their parameters' names, in order."""
+    if not callable(getattr(module, "roles", None)):
+        for name, child in module.named_children():
+            yield from _parts(child, f"{path}{name}.")
+    yield path, module
+
+
+_MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+_GATES = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _of_part(part: nn.Module) -> dict[str, Role]:
+    """Roles of the parameters that a module holds itself, or all if it declares them."""
+    if callable(declare := getattr(part, "roles", None)):
+        return dict(declare())
+    own = [name for name, _ in part.named_parameters(recurse=False)]
+    weight: Role | None = None
+    if isinstance(part, _MATRICES):
+        depthwise = isinstance(part, nn.modules.conv._ConvNd) and part.groups == part.in_channels > 1
+        weight = Role.CONV if depthwise else Role.MATRIX
+    elif isinstance(part, nn.MultiheadAttention):
+        weight = Role.MATRIX
+    elif isinstance(part, _GATES):
+        weight = Role.GATE
+    elif isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+        weight = Role.EMBEDDING
+    elif isinstance(part, (*NORMS, nn.PReLU)):
+        weight = Role.GAIN
+    if weight is None:
+        return {}
+    return {name: Role.BIAS if re.search("bias", name) else weight for name in own}
+
+
+def table_of(module: nn.Module, roles: Mapping[str, Role]) -> str:
+    """Names, shapes and roles, a line each, to be read before they are relied on."""
+    rows = [(name, str(tuple(p.shape)), roles[name].name.lower()) for name, p in module.named_parameters()]
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+    return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {role}" for name, shape, role in rows)

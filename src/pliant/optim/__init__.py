@@ -1,12 +1,24 @@
 """How parameters move, and how they are kept able to.
 
 - `adamw`: AdamW whose weight decay follows the roles of the parameters
+- `normalize_and_project`: matrices keep their first norms; `effective_rate`: rate over norm of each
 - `Upkeep`: the contract of what is done to a model after an update; `Probe`: what it gets to see
 - `Schedule`: an upkeep that sets the rate; `warmup`, `inverse_sqrt`, `warmup_cosine`: rates over updates
 """
 
 from pliant.optim.adamw import adamw
 from pliant.optim.base import Probe, Upkeep
+from pliant.optim.projection import effective_rate, normalize_and_project
 from pliant.optim.schedules import Schedule, inverse_sqrt, warmup, warmup_cosine
 
-__all__ = ["Probe", "Schedule", "Upkeep", "adamw", "inverse_sqrt", "warmup", "warmup_cosine"]
+__all__ = [
+    "Probe",
+    "Schedule",
+    "Upkeep",
+    "adamw",
+    "effective_rate",
+    "inverse_sqrt",
+    "normalize_and_project",
+    "warmup",
+    "warmup_cosine",
+]
