@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -563,9 +564,9 @@ def test_the_last_life_is_not_touched(classes: Made) -> None:
 # Where lines come from.
 
 
-def served(data: bytes, pieces: list[int], offset: int = 0) -> tuple[list[bytes], list[int]]:
+def served(data: bytes, pieces: list[int], offset: int = 0) -> tuple[list[bytes | None], list[int]]:
     """Lines that are taken, and the bytes taken after each piece."""
-    split, found, places = wire._Split(), [], []
+    split, found, places = wire._Split(), list[bytes | None](), list[int]()
     edges = [offset, *pieces, len(data)]
     for a, b in itertools.pairwise(edges):
         found += list(split.lines(data[a:b]))
@@ -579,7 +580,7 @@ def test_lines_are_cut_alike_however_they_arrive(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(wire, "MAX_LINE", 10)
     data = b"one\ntwo\r\n\n" + b"x" * 35 + b"\nthree\n" + b"y" * 11 + b"\nend"
     whole, _ = served(data, [])
-    assert whole == [b"one", b"two\r", b"", wire.TOO_LONG, b"three", wire.TOO_LONG, b"end"]
+    assert whole == [b"one", b"two\r", b"", None, b"three", None, b"end"]
     for size in (1, 2, 3, 7, 20):
         found, places = served(data, list(range(size, len(data), size)))
         assert found == whole
@@ -604,15 +605,60 @@ def test_the_state_is_saved_after_so_many_lines_whatever_comes_at_once(
         assert data[taken:].split(b"\n")[0] == (b"%d" % len(lines) if taken < len(data) else b"")
         saved.append((len(lines), taken))
 
-    def take(line: bytes) -> str:
+    def take(line: bytes | None) -> str:
+        assert line is not None
         lines.append(line)
         return line.decode()
 
-    assert wire.serve(str(tmp_path / "in"), take, save, 30, []) == len(data)
+    assert wire.serve(str(tmp_path / "in"), lambda: take, save, 30, []) == len(data)
     assert [count for count, _ in saved] == [30, 60, 90]
     lines.clear()
-    assert wire.serve(str(tmp_path / "in"), take, lambda taken: None, 1, [], saved[1][1]) == len(data)
+    assert wire.serve(str(tmp_path / "in"), lambda: take, lambda taken: None, 1, [], saved[1][1]) == len(data)
     assert [int(line) for line in lines] == list(range(60, 101))
+
+
+def test_asked_to_stop_it_answers_what_has_arrived(capsys: pytest.CaptureFixture[str]) -> None:
+    stop: list[int] = []
+    client = socket.socket()
+    client.settimeout(20)
+
+    def take(line: bytes | None) -> str:
+        if line == b"first":
+            client.sendall(b"second\nthi")
+            stop.append(signal.SIGTERM)
+        return "" if line is None else line.decode()
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = threading.Thread(
+        target=wire.serve, args=(f"tcp://127.0.0.1:{port}", lambda: take, lambda taken: None, 100, stop)
+    )
+    server.start()
+    while "listening" not in capsys.readouterr().err:
+        time.sleep(0.01)
+    client.connect(("127.0.0.1", port))
+    client.sendall(b"first\n")
+    with client.makefile() as replies:
+        assert list(replies) == ["first\n", "second\n"]
+    client.close()
+    server.join(20)
+    assert not server.is_alive()
+
+
+def test_each_connection_has_a_form_of_its_own(classes: Made) -> None:
+    whole = Lines(classes.live())
+    one, two, three = whole.another(), whole.another(), whole.another()
+    said = json.loads(one.take(b'{"id": "a", "x": {"a": 1, "b": 2}}') or "")
+    # Each header is one, also that of the second who sends CSV.
+    for lines in (two, three):
+        assert lines.take(b"a;b") is None
+        assert json.loads(lines.take(b"1,0;2") or "")["p"].keys() == said["p"].keys()
+    assert json.loads(one.take(b"a,b") or "") == {"error": "the line is no JSON object", "line": 2}
+    assert json.loads(two.take(None) or "") == {"error": "the line has more than 1,048,576 bytes", "line": 3}
+    # A second header is a row like others; all speak to one model.
+    assert three.take(b"x;y") is not None
+    assert two.live is whole.live
+    assert (whole.count, whole.errors, whole.live.counts["asked"]) == (8, 2, 4)
 
 
 def pliant(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:

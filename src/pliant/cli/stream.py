@@ -53,18 +53,24 @@ def command(arguments: list[str]) -> int:
     offset = live.load(lines, options.state) if options.state is not None and options.state.exists() else 0
     clock = Latency()
 
-    def take(line: bytes) -> str | None:
-        began = time.perf_counter()
-        reply = lines.take(line)
-        clock.add(time.perf_counter() - began)
-        return reply
+    def begin() -> wire.Take:
+        # Each connection has a form and a header of its own.
+        reader = lines.another() if options.input.startswith(wire.TCP) else lines
+
+        def take(line: bytes | None) -> str | None:
+            began = time.perf_counter()
+            reply = reader.take(line)
+            clock.add(time.perf_counter() - began)
+            return reply
+
+        return take
 
     def save(taken: int) -> None:
         if options.state is not None:
             live.save(lines, taken, options.state)
 
     with drive.stop_signal() as stop:
-        save(wire.serve(options.input, take, save, options.save_every, stop, offset))
+        save(wire.serve(options.input, begin, save, options.save_every, stop, offset))
     times = {name: 1000 * clock.quantile(share) for name, share in (("p50", 0.5), ("p99", 0.99), ("p999", 0.999))}
     summary = {"lines": lines.count, "errors": lines.errors, **lines.live.summary(), "milliseconds": times}
     _tell_stream(summary, options.json)

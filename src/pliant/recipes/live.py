@@ -34,6 +34,7 @@ from pliant.learn import Learner
 from pliant.learn.life import read_life, saved_lives
 from pliant.recipes import series
 from pliant.recipes.panel import row_nats
+from pliant.recipes.wire import MAX_LINE
 from pliant.streams._cells import CALENDAR, calendar, moments, number, shown
 from pliant.streams._files import _split, _unique
 
@@ -304,23 +305,35 @@ class Live:
 
 
 class Lines:
-    """Turns lines of text into messages for a `Live` and its replies into lines; JSON, or CSV with a header."""
+    """Turns lines of text into messages for a `Live` and its replies into lines; JSON, or CSV with a header.
 
-    def __init__(self, live: Live):
-        self.live = live
+    Attributes:
+        count, errors: lines of all connections so far, and those that could not be understood.
+    """
+
+    def __init__(self, live: Live, first: "Lines | None" = None):
+        self.live, self.first = live, first or self
         self.form: str | None = None  # "json" or "csv", by the first line
         self.header: tuple[str, ...] = ()
         self.delimiter = ","
         columns = live.columns
         self.numbers = {column.name for column in columns.features if column.kind == "number"}
         self.numbers |= set() if columns.task == "classify" else set(columns.targets)
+        self.place = 0  # lines of this connection
         self.count = 0
         self.errors = 0
 
-    def take(self, line: bytes) -> str | None:
-        """The reply to one line, without its line break; None if there is none."""
-        self.count += 1
+    def another(self) -> "Lines":
+        """Those of another connection, in a form of their own; they are counted here too."""
+        return Lines(self.live, self.first)
+
+    def take(self, line: bytes | None) -> str | None:
+        """The reply to one line, without its line break; None if there is none. None for a line is one too long."""
+        self.first.count += 1
+        self.place += 1
         try:
+            if line is None:
+                raise Malformed(f"the line has more than {MAX_LINE:,} bytes")
             said = self._take(line.decode().strip("\r\n\ufeff"))
         except UnicodeDecodeError:
             said = self._error("the line is not UTF-8")
@@ -329,8 +342,8 @@ class Lines:
         return None if said is None else dumps(said)
 
     def _error(self, why: str) -> dict[str, Any]:
-        self.errors += 1
-        return {"error": why, "line": self.count}
+        self.first.errors += 1
+        return {"error": why, "line": self.place}
 
     def _take(self, line: str) -> dict[str, Any] | None:
         # Between tabs there may be cells that are all missing.
@@ -371,7 +384,7 @@ class Lines:
         if self.delimiter != ",":
             row = {name: self._point(name, cell) if name in self.numbers else cell for name, cell in row.items()}
         features = {column.name for column in live.columns.features}
-        message: dict[str, Any] = {"id": self.count}
+        message: dict[str, Any] = {"id": self.first.count}
         if "id" in row and "id" not in features:
             message["id"] = row.pop("id")
         column = live.group_column if live.group_column in row else "group"
@@ -397,6 +410,7 @@ class Lines:
             "form": self.form,
             "header": list(self.header),
             "delimiter": self.delimiter,
+            "place": self.place,
             "count": self.count,
             "errors": self.errors,
         }
@@ -405,6 +419,7 @@ class Lines:
         self.live.load_state_dict(state["live"])
         self.form, self.header, self.delimiter = state["form"], tuple(state["header"]), state.get("delimiter", ",")
         self.count, self.errors = state["count"], state["errors"]
+        self.place = state.get("place", self.count)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pliant.core import UsageError
 
+TCP = "tcp://"
 PIECE = 1 << 16
 """Bytes read at a time, so at most this much has been read and not been answered."""
 MAX_LINE = 1 << 20
@@ -20,25 +21,25 @@ SLOW = 2.0
 PATIENCE = 0.2
 """Seconds after which a waiting loop looks whether it has been asked to stop."""
 
-Take = Callable[[bytes], str | None]
-"""A line to the reply to it, without its line break."""
+Take = Callable[[bytes | None], str | None]
+"""A line to the reply to it, without its line break; None stands for a line longer than `MAX_LINE`."""
 Save = Callable[[int], None]
-TOO_LONG = b"\xff"
-"""Stands for a line longer than `MAX_LINE`; it is no UTF-8, so it is answered as malformed."""
 
 
 class _Work:
     """What is done with lines, wherever they come from."""
 
-    def __init__(self, take: Take, save: Save, every: int):
-        self.take, self.save, self.every = take, save, every
+    def __init__(self, save: Save, every: int):
+        self.save, self.every = save, every
         self.since = 0  # lines since the last save
 
-    def do(self, lines: Iterator[bytes], send: Callable[[str], None], place: Callable[[], int]) -> None:
+    def do(
+        self, lines: Iterator[bytes | None], take: Take, send: Callable[[str], None], place: Callable[[], int]
+    ) -> None:
         """Take all lines and send the replies, those before a save first, so that a continuation lacks none."""
         replies: list[str] = []
         for line in lines:
-            if (reply := self.take(line)) is not None:
+            if (reply := take(line)) is not None:
                 replies.append(f"{reply}\n")
             self.since += 1
             if self.since >= self.every:
@@ -50,7 +51,7 @@ class _Work:
 
 
 class _Split:
-    """Cuts bytes into lines; one that is longer than `MAX_LINE` is dropped and stands as `TOO_LONG`.
+    """Cuts bytes into lines; one that is longer than `MAX_LINE` is dropped and given as None.
 
     Attributes:
         taken: bytes of the lines that have been given, with their line breaks.
@@ -59,7 +60,7 @@ class _Split:
     def __init__(self) -> None:
         self.rest, self.dropped, self.taken = b"", 0, 0
 
-    def lines(self, data: bytes) -> Iterator[bytes]:
+    def lines(self, data: bytes) -> Iterator[bytes | None]:
         """Those that end in `data`; without any data the input has ended, and with it its last line."""
         *whole, self.rest = (self.rest + data).split(b"\n")
         for line in whole:
@@ -70,19 +71,19 @@ class _Split:
         if len(self.rest) > MAX_LINE:
             self.dropped, self.rest = self.dropped + len(self.rest), b""
 
-    def _give(self, line: bytes, end: int) -> bytes:
+    def _give(self, line: bytes, end: int) -> bytes | None:
         long = self.dropped > 0 or len(line) > MAX_LINE
         self.taken, self.dropped = self.taken + self.dropped + len(line) + end, 0
-        return TOO_LONG if long else line
+        return None if long else line
 
 
-def serve(source: str, take: Take, save: Save, every: int, stop: list[int], offset: int = 0) -> int:
+def serve(source: str, begin: Callable[[], Take], save: Save, every: int, stop: list[int], offset: int = 0) -> int:
     """Answer all lines of `source` until it ends or `stop` is filled.
 
     Args:
         source: `-` (replies go to standard output), a file, or `tcp://HOST:PORT`, where it then listens;
             replies go back over the connection that the line came from.
-        take: answers a line.
+        begin: called for each connection, else once; gives what answers its lines.
         save: called after every so many lines with what this returns at the end.
         every: so many.
         stop: filled by a signal; what has been read is still answered.
@@ -91,12 +92,12 @@ def serve(source: str, take: Take, save: Save, every: int, stop: list[int], offs
     Returns:
         Bytes of whole lines taken, `offset` included; 0 for connections, which cannot be gone on with.
     """
-    work = _Work(take, save, every)
-    if source.startswith("tcp://"):
-        _tcp(source, work, stop)
+    work = _Work(save, every)
+    if source.startswith(TCP):
+        _tcp(source, work, begin, stop)
         return 0
     if source == "-":
-        return _read(sys.stdin.fileno(), work, stop, 0)
+        return _read(sys.stdin.fileno(), work, begin(), stop, 0)
     try:
         with open(Path(source), "rb") as file:
             if file.seek(0, io.SEEK_END) < offset:
@@ -104,14 +105,14 @@ def serve(source: str, take: Take, save: Save, every: int, stop: list[int], offs
                     f"{source} is shorter than what was taken of it before; give the same input, or no --state"
                 )
             file.seek(offset)
-            return _read(file.fileno(), work, stop, offset)
+            return _read(file.fileno(), work, begin(), stop, offset)
     except BrokenPipeError:  # of the output: its reader has gone
         raise
     except OSError as error:
         raise UsageError(f"the input {source} cannot be read ({error.strerror or error})") from None
 
 
-def _read(handle: int, work: _Work, stop: list[int], offset: int) -> int:
+def _read(handle: int, work: _Work, take: Take, stop: list[int], offset: int) -> int:
     split = _Split()
     with selectors.DefaultSelector() if not _is_file(handle) else contextlib.nullcontext() as selector:
         if selector is not None:
@@ -120,7 +121,7 @@ def _read(handle: int, work: _Work, stop: list[int], offset: int) -> int:
             if selector is not None and not selector.select(PATIENCE):
                 continue
             data = os.read(handle, PIECE)
-            work.do(split.lines(data), _write, lambda: offset + split.taken)
+            work.do(split.lines(data), take, _write, lambda: offset + split.taken)
             if not data:
                 break
     return offset + split.taken
@@ -136,7 +137,7 @@ def _write(text: str) -> None:
         sys.stdout.flush()
 
 
-def _tcp(source: str, work: _Work, stop: list[int]) -> None:
+def _tcp(source: str, work: _Work, begin: Callable[[], Take], stop: list[int]) -> None:
     try:
         place = urlsplit(source)
         if place.port is None:
@@ -148,15 +149,20 @@ def _tcp(source: str, work: _Work, stop: list[int]) -> None:
     with server, selectors.DefaultSelector() as selector:
         print(f"listening at tcp://{address[0]}:{server.getsockname()[1]}", file=sys.stderr, flush=True)
         selector.register(server, selectors.EVENT_READ, None)
-        while not stop:
-            for key, _ in selector.select(PATIENCE):
+        stopping = False
+        while not stopping:
+            # Asked to stop, it still answers what has arrived, so that what it leaves unread came later.
+            stopping = bool(stop)
+            for key, _ in selector.select(0 if stopping else PATIENCE):
                 if key.data is None:
+                    if stopping:
+                        continue
                     connection, _ = server.accept()
                     connection.settimeout(SLOW)
-                    selector.register(connection, selectors.EVENT_READ, _Peer(connection))
+                    selector.register(connection, selectors.EVENT_READ, _Peer(connection, begin()))
                     continue
                 peer = key.data
-                work.do(peer.lines(), peer.send, lambda: 0)
+                work.do(peer.lines(), peer.take, peer.send, lambda: 0)
                 if peer.ended or peer.broken:
                     selector.unregister(peer.connection)
                     peer.connection.close()
@@ -168,11 +174,11 @@ def _tcp(source: str, work: _Work, stop: list[int]) -> None:
 class _Peer:
     """A connection. Once it has ended or is broken it can be closed, which concerns no other."""
 
-    def __init__(self, connection: socket.socket):
-        self.connection, self.split = connection, _Split()
+    def __init__(self, connection: socket.socket, take: Take):
+        self.connection, self.take, self.split = connection, take, _Split()
         self.ended = self.broken = False
 
-    def lines(self) -> Iterator[bytes]:
+    def lines(self) -> Iterator[bytes | None]:
         """Those that it has sent."""
         try:
             data = self.connection.recv(PIECE)
