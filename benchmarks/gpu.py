@@ -51,12 +51,23 @@ CASES = {
     "linear_scan": Case((*ODD, (1, 20000, 8), (200, 300, 40)), BOUND, ("triton",), ("reset",)),
     "gated_scan": Case((*ODD, (1, 5000, 8), (200, 300, 40)), (8, 2048, 1024)),
     "gated_unit": Case(ODD, (8, 2048, 1024)),
+    "selective_scan": Case((*ODD, (2, 1000, 40)), (2, 2048, 256)),
+    "causal_conv": Case((*ODD, (2, 1000, 40)), (8, 4096, 1024)),
 }
+STATES = {
+    "linear_scan": lambda b, d: {"h0": (b, d)},
+    "selective_scan": lambda b, d: {"h0": (b, d, 16)},
+    "causal_conv": lambda b, d: {"history": (b, 3, d)},
+}
+"""Shapes of states to start from, of kernels whose inputs lack them."""
 
 
 def draw(name: str, shape: tuple[int, int, int], dtype: torch.dtype, flags: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Inputs of a kernel on the device; floats have gradients."""
-    found = ALL_KERNELS[name].draw(Draw(name, dtype), *shape)
+    numbers = Draw(name, dtype)
+    found = ALL_KERNELS[name].draw(numbers, *shape)
+    if name in STATES:
+        found |= {key: numbers.normal(*size) for key, size in STATES[name](shape[0], shape[2]).items()}
     random = torch.Generator().manual_seed(1)
     share = {"reset": 0.05, "mask": 0.8}
     found |= {flag: torch.rand(shape[:2], generator=random) < share[flag] for flag in flags}

@@ -16,20 +16,28 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, as set by make triton", allow_module_level=True)
 
 from pliant.core import UsageError
-from pliant.kernels import gated_scan, gated_unit, linear_scan
+from pliant.kernels import causal_conv, gated_scan, gated_unit, linear_scan, selective_scan
+from pliant.kernels._triton import causal_conv as conv
 from pliant.kernels._triton import gated_scan as gated
 from pliant.kernels._triton import linear_scan as linear
+from pliant.kernels._triton import selective_scan as selective
 from tests.suite import close
 
 SIZES = [(2, 9, 5), (1, 1, 1), (1, 37, 3)]
 """Streams, steps, channels; none is a multiple of a tile."""
 
 
-@pytest.fixture(autouse=True, params=[1, 100], ids=["few-processors", "many-processors"])
-def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "STEPS", 4)
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "LINE", 32)
-    monkeypatch.setattr(gated, "STEPS", 4)
+    for module in (linear, gated, selective, conv):
+        monkeypatch.setattr(module, "STEPS", 4)
+    for module in (selective, conv):
+        monkeypatch.setattr(module, "WIDTH", 4)
+
+
+@pytest.fixture(params=[1, 100], ids=["whole", "pieces"])
+def processors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "processors", lambda _: request.param)
 
 
@@ -90,6 +98,7 @@ def scan_problem(
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("share", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.usefixtures("processors")
 def test_linear_scan(size: tuple[int, int, int], share: float, dtype: torch.dtype) -> None:
     same(linear_scan, scan_problem(*size, dtype, share))
 
@@ -151,6 +160,7 @@ def gate_problem(
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("flags", [(0, 0), (0.2, 0), (0, 0.3), (0.2, 0.3)])
+@pytest.mark.usefixtures("processors")
 def test_gated_scan(size: tuple[int, int, int], flags: tuple[float, float]) -> None:
     same(gated_scan, gate_problem(*size, torch.float64, *flags))
 
@@ -182,6 +192,78 @@ def test_gated_unit() -> None:
     for gate in ("input", "decay"):
         given |= {f"{gate}_weight": draw.normal(2, 3, 3), f"{gate}_bias": draw.normal(2, 3)}
     same(gated_unit, given | {"first": draw.flags(0.2), "reset": draw.flags(0.2), "mask": draw.flags(0.7)})
+
+
+# selective_scan
+
+
+def selective_problem(
+    batch: int, steps: int, channels: int, states: int, dtype: torch.dtype = torch.float64, flags: float = 0.25
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, dtype)
+    given = {"u": draw.over_time(channels), "dt": draw.over_time(channels).abs()}
+    given |= {
+        "A": -draw.normal(channels, states).exp(),
+        "B": draw.over_time(states),
+        "C": draw.over_time(states),
+        "D": draw.normal(channels),
+    }
+    given |= {"h0": draw.normal(batch, channels, states)}
+    return given | ({"reset": draw.flags(flags), "mask": draw.flags(1 - flags)} if flags else {})
+
+
+@pytest.mark.parametrize("size", [(2, 9, 5, 2), (1, 1, 1, 1), (1, 18, 3, 3)])
+@pytest.mark.parametrize("flags", [0.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_selective_scan(size: tuple[int, int, int, int], flags: float, dtype: torch.dtype) -> None:
+    same(selective_scan, selective_problem(*size, dtype, flags))
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e4])
+def test_selective_scan_at_the_limits_of_its_steps(length: float) -> None:
+    given = selective_problem(1, 9, 3, 2, torch.float32)
+    given["dt"] = torch.full_like(given["dt"], length)
+    same(selective_scan, given)
+
+
+def test_selective_scan_does_not_read_masked_steps() -> None:
+    given = selective_problem(2, 9, 5, 2)
+    for name in ("u", "dt", "B", "C"):
+        given[name] = torch.where(given["mask"][..., None], given[name], torch.nan)
+    assert all(x.isfinite().all() for x in run(selective_scan, "triton", given))
+
+
+# causal_conv
+
+
+def conv_problem(
+    batch: int, steps: int, width: int, taps: int, extra: tuple[int, ...] = (), flags: float = 0.3
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, torch.float64)
+    given = {"x": draw.over_time(*extra, width), "weight": draw.normal(taps, width), "bias": draw.normal(width)}
+    given |= {"history": draw.normal(batch, taps - 1, *extra, width)}
+    return given | ({"reset": draw.flags(flags), "mask": draw.flags(1 - flags)} if flags else {})
+
+
+@pytest.mark.parametrize("size", [(2, 9, 5, 4), (1, 2, 3, 4), (2, 11, 1, 2), (1, 6, 2, 1)])
+@pytest.mark.parametrize("flags", [0.0, 0.3, 0.7])
+def test_causal_conv(size: tuple[int, int, int, int], flags: float) -> None:
+    same(causal_conv, conv_problem(*size, (), flags))
+
+
+@pytest.mark.parametrize("alone", ["reset", "mask", "bias", "extra"])
+def test_causal_conv_with_parts_left_out(alone: str) -> None:
+    given = conv_problem(2, 9, 3, 3, (2,) if alone == "extra" else ())
+    left_out = set() if alone == "extra" else {"reset", "mask"} - {alone}
+    same(causal_conv, {name: x for name, x in given.items() if name not in left_out})
+    if alone == "bias":
+        same(causal_conv, given | {"bias": None})
+
+
+def test_causal_conv_does_not_read_masked_steps() -> None:
+    given = conv_problem(2, 9, 5, 3)
+    given["x"] = torch.where(given["mask"][..., None], given["x"], torch.nan)
+    assert all(x.isfinite().all() for x in run(causal_conv, "triton", given))
 
 
 # All of them

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pliant.kernels._triton import gated_scan, linear_scan
+from pliant.kernels._triton import causal_conv, gated_scan, linear_scan, selective_scan
 
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int64: "*i64"}  # fmt: skip
@@ -54,7 +54,7 @@ class Compiler:
 @pytest.fixture(params=[80, 90])
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     found = Compiler(request.param)
-    for module in (linear_scan, gated_scan):
+    for module in (linear_scan, gated_scan, selective_scan, causal_conv):
         monkeypatch.setattr(module, "call", found)
     monkeypatch.setattr(linear_scan, "processors", lambda _: 1)
     return found
@@ -88,3 +88,21 @@ def test_gated_scan(compiler: Compiler, dtype: torch.dtype, flags: bool, monkeyp
     given = (torch.ones(64), torch.ones(2, 64), FLAGS, *2 * [FLAGS if flags else None])
     both_ways(gated_scan, x, p, r, *given)
     assert "cp.async" in compiler.kernels["_forward"].asm["ptx"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("flags", [False, True])
+def test_selective_scan(compiler: Compiler, dtype: torch.dtype, flags: bool) -> None:
+    u, dt = (torch.ones(2, 512, 64, dtype=dtype) for _ in range(2))
+    weights = [torch.ones(2, 512, 16, dtype=dtype) for _ in range(2)]
+    given = (torch.ones(64, 16), *weights, torch.ones(64), torch.ones(2, 64, 16), *2 * [FLAGS if flags else None])
+    both_ways(selective_scan, u, dt, *given)
+    assert set(compiler.kernels) == {"_reduce", "_forward", "_backward"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("flags", [False, True])
+def test_causal_conv(compiler: Compiler, dtype: torch.dtype, flags: bool) -> None:
+    given = (torch.ones(2, 512, 64, dtype=dtype), torch.ones(4, 32), torch.ones(32), torch.ones(2, 3, 64))
+    both_ways(causal_conv, *given, *(causal_conv.tables(FLAGS, ~FLAGS, 4) if flags else (None, None)))
+    assert set(compiler.kernels) == {"_forward", "_back_inputs", "_back_weights"}

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pliant.kernels.select import select
+
 
 def causal_conv(
     x: Float[Tensor, "B T *E D"],
@@ -21,6 +23,7 @@ def causal_conv(
     *,
     reset: Bool[Tensor, "B T"] | None = None,
     mask: Bool[Tensor, "B T"] | None = None,
+    form: str | None = None,
 ) -> tuple[Float[Tensor, "B T *E D"], Float[Tensor, "B L *E D"]]:
     """Convolve each channel over time.
 
@@ -31,15 +34,26 @@ def causal_conv(
         history: the K-1 inputs before this chunk, `(B, K-1, *E, D)`, oldest first; None means zeros.
         reset: `(B, T)`, true where what came before is dropped.
         mask: `(B, T)`, false where the step does not exist; y is zero there.
+        form: `"loop"` (readable, any device) or `"triton"` (CUDA); None chooses.
 
     Returns:
         y: `(B, T, *E, D)` in the dtype of `x`, and the history for the next chunk in at least float32.
     """
-    batch, steps = x.shape[:2]
-    reach = weight.shape[0] - 1
     keep = torch.promote_types(x.dtype, torch.float32)
     if history is None:
-        history = x.new_zeros(batch, reach, *x.shape[2:], dtype=keep)
+        history = x.new_zeros(x.shape[0], weight.shape[0] - 1, *x.shape[2:], dtype=keep)
+    if form is None and (x.shape[1] <= 1 or x.device.type != "cuda"):
+        form = "loop"  # on a CPU as fast as any other
+    conv = select("causal_conv", {"loop": conv_loop, "triton": _conv_triton}, x, form)
+    return conv(x, weight, bias, history.to(keep), reset, mask)
+
+
+def conv_loop(
+    x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, reset: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sums over taps in plain torch; shapes as in `causal_conv`."""
+    batch, steps = x.shape[:2]
+    reach, keep = weight.shape[0] - 1, history.dtype
     x = x if mask is None else _where(mask, x)  # not even their gradient may read masked steps
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     if mask is None and reset is None:
@@ -83,3 +97,11 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 def _where(flag: Tensor, x: Tensor) -> Tensor:
     """x where `flag` `(B, T)` holds, zero elsewhere, so that nothing non-finite gets through."""
     return torch.where(flag.reshape(*flag.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
+def _conv_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, reset: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from pliant.kernels._triton.causal_conv import run
+
+    return run(x, weight, bias, history, reset, mask)

@@ -59,7 +59,7 @@ def selective_scan(
         h0: state before the first step, `(B, M, N)`; None means zeros.
         reset: `(B, T)`, true where the state is dropped before the step, on masked steps too.
         mask: `(B, T)`, false where the step does not exist: the state passes, y is 0, nothing else is read.
-        form: `"loop"` (readable, any device) or `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable, any device), `"numba"` (CPU) or `"triton"` (CUDA); None chooses.
 
     Returns:
         y: `(B, T, M)`, in the dtype of `u`.
@@ -76,9 +76,11 @@ def selective_scan(
     through = u.new_zeros(channels, dtype=wide) if D is None else D.to(wide)
     start = u.new_zeros(batch, *A.shape, dtype=wide) if h0 is None else h0.to(wide)
     # One step is plain torch, so that a step can be exported and costs no detour.
-    forms: dict[str, Form] = {"loop": scan_loop, "numba": _scan_numba}
+    forms: dict[str, Form] = {"loop": scan_loop, "numba": _scan_numba, "triton": _scan_triton}
     scan: Form = scan_loop if u.shape[1] <= 1 and form is None else select("selective_scan", forms, u, form)
-    inputs = (x.to(wide) for x in (u, dt, A, B, C))
+    inputs = [u, dt, A.to(wide), B, C]
+    if scan is not _scan_triton:  # which widens what it has read
+        inputs = [x.to(wide) for x in inputs]
     y, h_last = scan(*inputs, through, start, reset, mask)
     return y.to(u.dtype), h_last
 
@@ -349,3 +351,12 @@ def _scan_numba(*inputs: Tensor | None) -> tuple[Tensor, Tensor]:
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     y, h_last, _ = _scan(*inputs, keep)
     return y, h_last
+
+
+def _scan_triton(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h0: Tensor,
+    reset: Tensor | None, mask: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from pliant.kernels._triton.selective_scan import run
+
+    return run(u, dt, A, B, C, D, h0, reset, mask)

@@ -15,6 +15,9 @@ logger = logging.getLogger("pliant.kernels")
 HAS_TRITON = find_spec("triton") is not None
 """Whether the package is there; it is imported where a tensor on a CUDA device needs it, and not before."""
 
+DEVICES = {"numba": "cpu", "triton": "cuda"}
+"""Forms that take tensors on one device alone."""
+
 
 def select(kernel: str, forms: Mapping[str, Callable[..., Any]], x: Tensor, form: str | None) -> Callable[..., Any]:
     """The form named `form`, or the fastest one for the device of `x`.
@@ -26,7 +29,8 @@ def select(kernel: str, forms: Mapping[str, Callable[..., Any]], x: Tensor, form
     """
     if form is not None:
         if form not in forms:
-            raise UsageError(f"{kernel}: there is no form {form!r}; choose one of {', '.join(forms)}")
+            here = [name for name in forms if DEVICES.get(name, x.device.type) == x.device.type]
+            raise UsageError(f"{kernel}: there is no form {form!r}; choose one of {', '.join(here)}")
         if form == "triton" and not HAS_TRITON:
             raise UsageError(f"{kernel}: the form 'triton' needs the package triton, which is not installed")
         return forms[form]

@@ -43,6 +43,15 @@ def row(x, i, at):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(i == at, x, 0), 0)
 
 
+@triton.jit
+def flag(given, b, t, is_step, T, other: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The flag of steps t `(L, 1)`, false where there is no step; `other` where there are no flags."""
+    if given is None:
+        return is_step & other
+    else:
+        return tl.load(given + b * T + t, is_step, 0) != 0
+
+
 def call(kernel: Any, programs: int, like: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run so many programs of a kernel on the device of `like`."""
     if not (like.is_cuda or INTERPRETED):

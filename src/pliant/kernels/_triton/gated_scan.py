@@ -10,21 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from pliant.kernels._gated_scan import DECAY_POWER, MAX_SQRT_DERIVATIVE
-from pliant.kernels._triton._common import call, combine, flags, new, row, sigmoid
+from pliant.kernels._triton._common import call, combine, flag, flags, new, row, sigmoid
 from pliant.kernels._triton.linear_scan import STAGES, Plan, cut, scan
 
 STEPS = 32
 """Of a tile; the way back holds more arrays than that of `linear_scan`."""
 STEEPEST = tl.constexpr(MAX_SQRT_DERIVATIVE)
-
-
-@triton.jit
-def _flag(flag, b, t, is_step, T, other: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The flag of steps t `(L, 1)`, false where there is no step; `other` where there are no flags."""
-    if flag is None:
-        return is_step & other
-    else:
-        return tl.load(flag + b * T + t, is_step, 0) != 0
 
 
 @triton.jit
@@ -49,16 +40,16 @@ def _tile(x, p, r, c, first, reset, mask, b, t0, i, col, inside, T, D):  # type:
     wide: tl.constexpr = c.dtype
     t = t0 + i
     at = (b * T + t0) * D + i * D + col
-    exists = _flag(mask, b, t, t < T, T, True)
+    exists = flag(mask, b, t, t < T, T, True)
     _, log_a = _decay(r, c, at, exists, inside, wide)
-    given, gate, _, root = _input(x, p, log_a, at, exists, inside, _flag(first, b, t, t < T, T, False), wide)
+    given, gate, _, root = _input(x, p, log_a, at, exists, inside, flag(first, b, t, t < T, T, False), wide)
     # Where nothing exists zeros were loaded, so u is 0 there.
     return _dropped(tl.where(exists, tl.exp(log_a), 1), reset, b, t, T), root * gate * given
 
 
 @triton.jit
 def _dropped(a, reset, b, t, T):  # type: ignore[no-untyped-def]
-    return a if reset is None else tl.where(_flag(reset, b, t, t < T, T, False), 0, a)
+    return a if reset is None else tl.where(flag(reset, b, t, t < T, T, False), 0, a)
 
 
 @triton.jit
@@ -67,7 +58,7 @@ def _tile_back(r, c, g, reset, mask, b, t0, i, col, inside, T, D):  # type: igno
     wide: tl.constexpr = c.dtype
     t = t0 + i.shape[0] - 1 - i
     at = (b * T + t0) * D + (i.shape[0] - 1 - i) * D + col
-    exists, later = _flag(mask, b, t, t < T, T, True), _flag(mask, b, t + 1, t + 1 < T, T, True)
+    exists, later = flag(mask, b, t, t < T, T, True), flag(mask, b, t + 1, t + 1 < T, T, True)
     _, log_a = _decay(r, c, at + D, later, inside, wide)
     a = _dropped(tl.where(later, tl.exp(log_a), 1), reset, b, t + 1, T)
     return a, tl.load(g + at, exists & inside, 0).to(wide)
@@ -120,7 +111,7 @@ def _forward(x, p, r, speed, first, reset, mask, starts, h, last, T, D, pieces, 
         a, u = tl.associative_scan((a, u), 0, combine)
         _, u = combine(a, now, a, u)
         now = row(u, i, STEPS - 1)[None, :]
-        exists = _flag(mask, b, t0 + i, t0 + i < T, T, True)
+        exists = flag(mask, b, t0 + i, t0 + i < T, T, True)
         to = h + (b * T + t0) * D + i * D + col
         tl.store(to, tl.where(exists, u, 0).to(h.dtype.element_ty), (t0 + i < T) & inside)
     tl.store(last + b * D + col, now, inside & (piece == pieces - 1))
@@ -132,7 +123,7 @@ def _before(h, h0, reset, source, b, t, col, inside, T, D, wide: tl.constexpr): 
     if source is None:
         s = t - 1
         if reset is not None:
-            s = tl.where(_flag(reset, b, t, t < T, T, False), -2, s)
+            s = tl.where(flag(reset, b, t, t < T, T, False), -2, s)
     else:
         s = tl.load(source + b * T + t, t < T, -2)
     start = tl.load(h0 + b * D + col, inside, 0)
@@ -159,8 +150,8 @@ def _backward(x, p, r, speed, first, reset, mask, source, starts, h, h0, g, dx, 
         back = row(d, i, STEPS - 1)[None, :]
         t = t0 + STEPS - 1 - i
         at = (b * T + t0) * D + (STEPS - 1 - i) * D + col
-        exists = _flag(mask, b, t, t < T, T, True)
-        is_first = _flag(first, b, t, t < T, T, False)
+        exists = flag(mask, b, t, t < T, T, True)
+        is_first = flag(first, b, t, t < T, T, False)
         d = tl.where(exists, d, 0)
         opened, log_a = _decay(r, c, at, exists, inside, wide)
         given, gate, square, root = _input(x, p, log_a, at, exists, inside, is_first, wide)
