@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from pliant.cli import main
+from pliant.core.run import Run
 from pliant.learn import prequential, timed
+from pliant.learn.references import LastLabel
 from pliant.recipes import drive, tune
 from tests.strict import strict
 
@@ -260,3 +262,30 @@ def test_asked_to_stop_it_saves_and_goes_on_to_the_same_bytes(group: bool, tmp_p
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("stopped", "whole"))
     assert one["problems"] == two["problems"] == {"row with too few or too many cells (left out)": 3}
     assert one["members"] == two["members"]
+
+
+def test_a_run_that_cannot_be_saved_says_so_when_it_is_stopped_and_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = write(tmp_path / "t.csv", 200), tmp_path / "run"
+    whole = learn(capsys, data, tmp_path / "whole", "--target", "y")
+    command = ["learn", "series", "--data", str(data), "--run", str(run), *SHORT, "--target", "y", "--resume"]
+    record = Run.record
+
+    def stopping(self: Run, *rows: Any) -> None:
+        record(self, *rows)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastLabel, "resumable", False)  # as river's trees
+        patch.setattr(Run, "record", stopping)
+        assert main(command) == 130
+    assert "cannot be saved; begin anew with: pliant learn series --resume" in capsys.readouterr().err
+    assert (run / "records.jsonl").stat().st_size
+    assert not (run / "lives").exists()
+    # As if it had been killed before anything but the config was written.
+    (run / "schema.json").unlink()
+    assert main(command) == 0
+    assert strict(capsys.readouterr().out)["members"] == whole["members"]
+    assert (run / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
+    assert (run / "schema.json").read_bytes() == (tmp_path / "whole" / "schema.json").read_bytes()

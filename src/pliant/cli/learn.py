@@ -142,10 +142,12 @@ def _run(command: str, task: Any, driving: Any, run: Any) -> int:
     drive.set_threads(run, driving.threads)
     for note in task.notes:
         print(f"pliant: {note}", file=sys.stderr)
+    life = task.life()
     with live_table(f"pliant {command}, {task.title}", task.total, task.main) as show:
-        summary = drive.drive(run, task.life(), driving=driving, show=show, row=task.row, every=task.every)
+        summary = drive.drive(run, life, driving=driving, show=show, row=task.row, every=task.every)
     if summary is None:
-        print(f"stopped; continue with: pliant {command} --resume --run {run.folder}", file=sys.stderr)
+        way = "continue with" if life.panel.resumable else "a run with river's trees cannot be saved; begin anew with"
+        print(f"stopped; {way}: pliant {command} --resume --run {run.folder}", file=sys.stderr)
         return 130
     _tell(summary, run, driving, task.main)
     for problem, count in summary.get("problems", {}).items():

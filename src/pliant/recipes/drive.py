@@ -129,7 +129,9 @@ class Task:
 
     def check(self, run: Run) -> None:
         """Raise `UsageError` if what a run is bound to has changed since it was begun."""
-        if self.schema is not None and run.read("schema.json") != json.loads(dumps(self.schema)):
+        if not (run.folder / "schema.json").exists() and not saved_lives(run.lives):
+            self.begin(run)  # killed before it was written
+        elif self.schema is not None and run.read("schema.json") != json.loads(dumps(self.schema)):
             raise UsageError(
                 f"the data of {run.folder} have changed since the run was begun (other columns, classes or number "
                 "of rows); begin a new run"
@@ -174,7 +176,6 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
     """Record and save until the stream ends (True) or the process is asked to stop (False)."""
     panel, progress = life.panel, life.progress
     clock = _Clock(panel, session=_sessions(run))
-    resumable = all(who.timed.inner.resumable for who in panel.members.values())
 
     def save() -> None:
         progress.records = run.sync()
@@ -182,7 +183,7 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
         rest = clock.read(panel.answers, progress.at)
         if any(rest["cpu"].values()):
             run.time(rest | {"part": True})
-        if resumable:
+        if panel.resumable:
             life.save(run.lives)
 
     def cut() -> None:

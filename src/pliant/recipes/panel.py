@@ -251,6 +251,11 @@ class Panel:
         return self.members[LEARNER]
 
     @property
+    def resumable(self) -> bool:
+        """Whether all members can be saved."""
+        return all(member.timed.inner.resumable for member in self.members.values())
+
+    @property
     def watch(self) -> Any:
         """What takes note of the learner's answers."""
         window = self.learner.window
