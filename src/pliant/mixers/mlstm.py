@@ -26,7 +26,10 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.kernels import Memory, causal_conv, matrix_memory
+from pliant.kernels._few_rows import plain
+from pliant.kernels._mlstm_steps import StepWeights, few_steps, mlstm_steps, takes
 from pliant.mixers.base import SequenceMixer, where_steps
+from pliant.mixers.linear import Linear
 
 ROUND_UP = 64  # the inner width is a multiple of it, lram-xlstm.md 2.2
 FORGET_BIAS = (3.0, 6.0)  # of the first and the last head, lram-xlstm.md 2.2
@@ -74,7 +77,7 @@ class MLSTM(SequenceMixer):
         if conv_width < 1:
             raise UsageError(f"MLSTM: conv_width is {conv_width}, expected at least 1")
         self.width, self.num_heads = width, num_heads
-        self.linear_up = nn.Linear(width, 2 * inner, bias=False)
+        self.linear_up = Linear(width, 2 * inner, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(conv_width, inner))
         self.conv_bias = nn.Parameter(torch.empty(inner))
         # (blocks, out, in)
@@ -85,7 +88,7 @@ class MLSTM(SequenceMixer):
         self.forget_gate = nn.Linear(3 * inner, num_heads)
         self.norm_weight = nn.Parameter(torch.ones(inner))
         self.skip = nn.Parameter(torch.ones(inner))
-        self.linear_down = nn.Linear(inner, width, bias=False)
+        self.linear_down = Linear(inner, width, bias=False)
         self._initialize(depth)
 
     def _initialize(self, depth: int) -> None:
@@ -118,7 +121,11 @@ class MLSTM(SequenceMixer):
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T *E D"], MLSTMState]:
         x, state = self.start(x, state, reset, mask)
-        a, z = self.linear_up(x).chunk(2, -1)
+        up = self.linear_up(x)
+        if few_steps(up) and plain(*self.step_weights()) and takes(state.conv, state.memory):
+            y, conv, memory = mlstm_steps(up, self.step_weights(), state.conv, state.memory, reset, mask, NORM_EPS)
+            return self.linear_down(y), MLSTMState(conv, Memory(*memory))
+        a, z = up.chunk(2, -1)
         c, conv = causal_conv(a, self.conv_weight, self.conv_bias, state.conv, reset=reset, mask=mask)
         c = F.silu(c)
         h, memory = self._remember(a, c, state.memory, reset, mask)
@@ -135,6 +142,12 @@ class MLSTM(SequenceMixer):
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
         h, memory = remember(q, k, v, log_input, log_forget, memory, reset, mask)
         return F.layer_norm(h, h.shape[-1:], eps=NORM_EPS).reshape(a.shape) * self.norm_weight, memory
+
+    def step_weights(self) -> StepWeights:
+        """All parameters but those of the projections."""
+        gates = (self.input_gate.weight, self.input_gate.bias, self.forget_gate.weight, self.forget_gate.bias)
+        own = (self.conv_weight, self.conv_bias, self.query, self.key, self.value)
+        return StepWeights(*own, *gates, self.norm_weight, self.skip)
 
     def _gates(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the input and the forget gate, `(B, T, *E, H)`, at least float32."""
@@ -174,10 +187,10 @@ class DenseMLSTM(SequenceMixer):
         if width < 1 or num_heads < 1 or width % (2 * num_heads):
             raise UsageError(f"DenseMLSTM: width is {width}, expected a multiple of twice the {num_heads} heads")
         self.width, self.num_heads = width, num_heads
-        self.linear_in = nn.Linear(width, 3 * width, bias=False)
+        self.linear_in = Linear(width, 3 * width, bias=False)
         self.gates = nn.Linear(width, 2 * num_heads)
         self.norm_weight = nn.Parameter(torch.ones(width))
-        self.linear_out = nn.Linear(width, width, bias=False)
+        self.linear_out = Linear(width, width, bias=False)
         nn.init.normal_(self.linear_in.weight, std=math.sqrt(2 / (5 * width)))
         nn.init.normal_(self.linear_out.weight, std=2 / depth / math.sqrt(width))
         nn.init.zeros_(self.gates.weight)

@@ -2,9 +2,11 @@
 
 - `SequenceClassifier`: classes or predictive distributions from a sequence of features
 - `XLSTM`, `XLSTMLarge`: stacks of xLSTM blocks over embedded features, as of 2024 and as in xLSTM 7B
+- `quantize_weights`: a copy of a model for inference, with int8 weights
 """
 
 from pliant.models.classifier import SequenceClassifier
+from pliant.models.quantize import quantize_weights
 from pliant.models.xlstm import XLSTM, XLSTMLarge
 
-__all__ = ["XLSTM", "SequenceClassifier", "XLSTMLarge"]
+__all__ = ["XLSTM", "SequenceClassifier", "XLSTMLarge", "quantize_weights"]

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -25,11 +26,17 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
+from pliant.kernels import Memory
+from pliant.kernels._few_rows import plain
+from pliant.kernels._mlstm_steps import BlockWeights, StepWeights, few_steps, mlstm_block_steps, takes
 from pliant.mixers import MLSTM, SLSTM, SequenceMixer
 from pliant.mixers.base import where_steps
-from pliant.mixers.mlstm import DenseMLSTM
+from pliant.mixers.linear import Linear
+from pliant.mixers.mlstm import DenseMLSTM, MLSTMState
 from pliant.mixers.mlstm import load_xlstm_weights as load_mlstm
 from pliant.mixers.slstm import load_xlstm_weights as load_slstm
+from pliant.models._steps import Kept
+from pliant.models.quantize import QuantizedLinear
 
 NORM_EPS, LARGE_NORM_EPS = 1e-5, 1e-6
 EXPAND, LARGE_EXPAND = 1.3, 8 / 3  # inner width of the feed-forward part over the width, lram-xlstm.md 2.3 and 2.4
@@ -43,8 +50,8 @@ class FeedForward(nn.Module):
         super().__init__()
         inner = math.ceil(expand * width / ROUND_UP) * ROUND_UP
         self.activation = activation
-        self.linear_in = nn.Linear(width, 2 * inner, bias=False)
-        self.linear_out = nn.Linear(inner, width, bias=False)
+        self.linear_in = Linear(width, 2 * inner, bias=False)
+        self.linear_out = Linear(inner, width, bias=False)
         nn.init.normal_(self.linear_in.weight, std=math.sqrt(2 / (5 * width)))
         nn.init.normal_(self.linear_out.weight, std=2 / depth / math.sqrt(width))
 
@@ -65,10 +72,15 @@ class Block(nn.Module):
         self.mixer = mixer
         self.ffn_norm = None if ffn is None else norm(mixer.width)
         self.ffn = ffn
+        self._arrays = Kept(_as_arrays)
 
     def forward(
         self, x: Tensor, state: Any, *, reset: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Any]:
+        weights = self._arrays.of(self) if few_steps(x) and type(state) is MLSTMState else None
+        if weights is not None and takes(state.conv, state.memory):
+            y, conv, memory = mlstm_block_steps(x, weights, state.conv, state.memory, reset, mask, NORM_EPS)
+            return y, MLSTMState(conv, Memory(*memory))
         mixed, state = self.mixer(self.norm(x), state, reset=reset, mask=mask)
         x = x + mixed
         if self.ffn is not None and self.ffn_norm is not None:
@@ -80,6 +92,26 @@ class Block(nn.Module):
         if self.ffn is not None:
             roles |= {"ffn_norm.weight": Role.GAIN} | prefix("ffn", self.ffn.roles())
         return roles
+
+
+def _as_arrays(block: nn.Module) -> BlockWeights | None:
+    """For `mlstm_block_steps`; None if the block is no mLSTM block, or its weights are of another kind."""
+    assert isinstance(block, Block)
+    norm, mixer = block.norm, block.mixer
+    if type(norm) is not nn.LayerNorm or norm.bias is not None or type(mixer) is not MLSTM or block.ffn is not None:
+        return None
+    inner = mixer.step_weights()
+    ends: list[np.ndarray] = []
+    for linear in (mixer.linear_up, mixer.linear_down):
+        if isinstance(linear, QuantizedLinear):
+            ends += [linear.int8.numpy(), linear.scale.numpy()]
+        elif type(linear) in (Linear, nn.Linear) and plain(linear.weight):
+            ends += [linear.weight.detach().numpy(), np.empty(0, np.float32)]
+        else:
+            return None
+    if not plain(norm.weight, *inner):
+        return None
+    return BlockWeights(norm.weight.detach().numpy(), *ends, StepWeights(*(x.detach().numpy() for x in inner)))
 
 
 class XLSTMState(NamedTuple):
