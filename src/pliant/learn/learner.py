@@ -227,7 +227,7 @@ class Learner(Predictor):
         if not finite:
             return "non-finite gradient", nats, ()
         self.updates += 1
-        probe = Probe(self.updates, self.generator, reached[-1].question)
+        probe = Probe(self.updates, self.generator, reached[-1].question, nats)
         with torch.no_grad():
             reports = tuple(upkeep.apply(self.model, self.optimizer, probe) for upkeep in self.keep)
         if self.after_update == "recompute":

@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pliant.core import Role
 from pliant.core.roles import prefix
+from pliant.core.units import Units
 from pliant.kernels import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._gated_block import Ends, Weights
 from pliant.mixers import GatedLRU, SequenceMixer
@@ -45,6 +46,10 @@ class GatedMLP(nn.Module):
     def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S D"]:
         gate, up = self.linear_in(x).chunk(2, dim=-1)
         return self.linear_out(F.gelu(gate, approximate="tanh") * up)
+
+    def units(self) -> list[Units]:
+        number = self.linear_out.in_features
+        return [Units(self.linear_out, ((self.linear_in, 0), (self.linear_in, number)))]
 
     def roles(self) -> dict[str, Role]:
         return {

@@ -3,17 +3,25 @@
 - `adamw`: AdamW whose weight decay follows the roles of the parameters
 - `normalize_and_project`: matrices keep their first norms; `effective_rate`: rate over norm of each
 - `Upkeep`: the contract of what is done to a model after an update; `Probe`: what it gets to see
+- `ContinualBackprop`, `Isometry`, `Rewarm`, `ShrinkPerturb`, `TowardInit`: upkeep
 - `Schedule`: an upkeep that sets the rate; `warmup`, `inverse_sqrt`, `warmup_cosine`: rates over updates
 """
 
 from pliant.optim.adamw import adamw
 from pliant.optim.base import Probe, Upkeep
+from pliant.optim.continual import ContinualBackprop
 from pliant.optim.projection import effective_rate, normalize_and_project
 from pliant.optim.schedules import Schedule, inverse_sqrt, warmup, warmup_cosine
+from pliant.optim.upkeep import Isometry, Rewarm, ShrinkPerturb, TowardInit
 
 __all__ = [
+    "ContinualBackprop",
+    "Isometry",
     "Probe",
+    "Rewarm",
     "Schedule",
+    "ShrinkPerturb",
+    "TowardInit",
     "Upkeep",
     "adamw",
     "effective_rate",

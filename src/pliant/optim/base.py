@@ -1,5 +1,6 @@
 """The contract of upkeep: what is done to a model after an update, so that it stays able to learn."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ class Probe(NamedTuple):
         update: parameter updates so far, from 1.
         generator: the learner's own; draw from no other, or a life cannot be continued exactly.
         question: the question that was just learned from.
+        nats: the loss before the update, nats per answer.
     """
 
     update: int
     generator: torch.Generator
     question: Question
+    nats: float = math.nan
 
 
 class Upkeep(ABC):

@@ -23,21 +23,23 @@ class Schedule(Upkeep):
     def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self._set(optimizer, 0)
+        set_rates(optimizer, self.factor(0))
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
-        return {"lr": self._set(optimizer, probe.update)}
-
-    def _set(self, optimizer: torch.optim.Optimizer, update: int) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.factor(update)
-        return float(optimizer.param_groups[0]["lr"])
+        return {"lr": set_rates(optimizer, self.factor(probe.update))}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Give each group its first rate times `factor`; the rate of the first group."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def warmup(updates: int) -> Callable[[int], float]:
