@@ -81,7 +81,7 @@ class Scoped(Upkeep):
 
     def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         roles = roles_of(model)
-        self.params = [p for name, p in model.named_parameters() if roles[name] in self.scope]
+        self.params: list[Tensor] = [p for name, p in model.named_parameters() if roles[name] in self.scope]
         self.begin(model)
 
     @abstractmethod

@@ -1,0 +1,254 @@
+"""Who stays able to learn: a long stream of tasks, each new, learned by arms with equal budgets of tuning.
+
+python benchmarks/keeping.py                       # whatever is missing in docs/results/keeping.jsonl
+python benchmarks/keeping.py --worlds permute --nets feed-forward
+python benchmarks/keeping.py --draw                # docs/keeping.md and its figures
+python benchmarks/keeping.py --ledger
+
+permute: the pixels of scikit-learn's digits in a new order after each pass over them, 400 tasks. random: 400 of the
+images with classes drawn anew, 12 passes per task, 200 tasks: only memorizing helps. Each image is answered before it
+is learned.
+
+Each arm has SIX settings, tried with a seed of its own on a quarter of the tasks; the one with the best online
+accuracy is run with five other seeds over all tasks.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from _ledger import DOCS
+from torch import Tensor, nn
+
+from pliant.core import Answer, seeded
+from pliant.core.change import Cusum
+from pliant.learn import Learner, bptt, prequential
+from pliant.models import SequenceClassifier
+from pliant.optim import (
+    ContinualBackprop,
+    Isometry,
+    Rewarm,
+    Schedule,
+    ShrinkPerturb,
+    TowardInit,
+    Upkeep,
+    normalize_and_project,
+    warmup,
+    warmup_cosine,
+)
+from pliant.streams import Stream, digits, drift
+
+FILE = DOCS / "results" / "keeping.jsonl"
+BATCH, IMAGES = 16, 400
+TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+RATES = (3e-4, 1e-3, 2e-3, 3e-3, 6e-3, 1e-2)
+FEW = (1e-3, 3e-3, 1e-2)
+
+
+class World(NamedTuple):
+    tasks: int
+    questions: int
+    """Per task."""
+
+
+WORLDS = {"permute": World(400, 112), "random": World(200, 300)}
+
+
+def stream(world: str, tasks: int, seed: int) -> Stream:
+    questions = WORLDS[world].questions
+    images = IMAGES if world == "random" else None
+    source = digits(batch=BATCH, questions=tasks * questions, held_out=0.0, images=images, seed=seed)
+    if world == "permute":
+        return drift.permute(source, every=questions * BATCH, seed=seed)
+    return drift.redraw(source, every=questions * BATCH, items=IMAGES, seed=seed)
+
+
+class FeedForward(nn.Module):
+    """64 -> 100 -> 100 -> 10; it reads an image at once and answers at its last step."""
+
+    def __init__(self, normed: bool):
+        super().__init__()
+        parts: list[nn.Module] = []
+        for inputs in (64, 100):
+            parts += [nn.Linear(inputs, 100), *([nn.LayerNorm(100)] if normed else []), nn.ReLU()]
+        self.net = nn.Sequential(*parts, nn.Linear(100, 10))
+
+    def init_state(self, batch: int, extra: Any = (), *, device: Any = None) -> tuple[Tensor]:
+        return (torch.zeros(batch, 0),)
+
+    def forward(self, x: Tensor, state: Any = None, *, reset: Any = None, mask: Any = None) -> tuple[Tensor, Any]:
+        state = self.init_state(len(x)) if state is None else state
+        return self.net(x.flatten(1))[:, None].expand(-1, x.shape[1], -1), state
+
+    def nats(self, output: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output.movedim(-1, 1), targets, reduction="none")
+
+
+def make(net: str, normed: bool) -> nn.Module:
+    if net == "feed-forward":
+        return FeedForward(normed)
+    return SequenceClassifier.sized(1, 8, 10, readout="mean")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a learner is kept.
+
+    Attributes:
+        settings: six pairs of a rate and a strength.
+        keep: upkeep from a strength and the questions of a task (which the arm may not use to know when one begins).
+        decay: decoupled weight decay, from a strength.
+        project: keywords of `normalize_and_project`; None leaves matrices free.
+        normed: whether the feed-forward net has norms before its nonlinearities.
+        fresh: whether a `Rewarm` in `keep` sets the rate.
+    """
+
+    settings: tuple[tuple[float, Any], ...]
+    keep: Callable[[Any], list[Upkeep]] = lambda strength: []
+    decay: Callable[[Any], float] = lambda strength: 0.0
+    project: dict[str, Any] | None = None
+    normed: bool = False
+
+
+def both(*strengths: Any) -> tuple[tuple[float, Any], ...]:
+    return tuple((rate, strength) for rate in FEW for strength in strengths)
+
+
+def alone(rates: tuple[float, ...] = RATES) -> tuple[tuple[float, Any], ...]:
+    return tuple((rate, None) for rate in rates)
+
+
+def rewarm(floor: float) -> Rewarm:
+    return Rewarm(warmup_cosine(5, 150, floor=floor), detector=Cusum(settle=20, threshold=6.0), rest=20)
+
+
+ARMS = {
+    "adam": Arm(alone()),
+    "adamw": Arm(both(0.01, 0.3), decay=float),
+    "norm": Arm(alone(), normed=True),
+    "toward-init": Arm(both(0.1, 1.0), keep=lambda s: [TowardInit(s)]),
+    "shrink-perturb": Arm(both(1e-4, 1e-3), keep=lambda s: [ShrinkPerturb(s, 10 * s)]),
+    "continual": Arm(both(1e-4, 1e-3), keep=lambda s: [ContinualBackprop(s)]),
+    "isometry": Arm(both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))]),
+    "rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], normed=True),
+    "project": Arm(alone(), project={}, normed=True),
+    "project-hyperball": Arm(alone((1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 6e-2)), project={"hyperball": True}, normed=True),
+    "project-rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], project={}, normed=True),
+    "project-continual": Arm(both(1e-4, 1e-3), keep=lambda s: [ContinualBackprop(s)], project={}, normed=True),
+    "project-toward-init": Arm(both(0.1, 1.0), keep=lambda s: [TowardInit(s)], project={}, normed=True),
+    "project-shrink-perturb": Arm(
+        both(1e-4, 1e-3), keep=lambda s: [ShrinkPerturb(s, 10 * s)], project={}, normed=True
+    ),
+}  # fmt: skip
+NETS = ("feed-forward", "recurrent")
+
+
+def arms_of(net: str) -> dict[str, Arm]:
+    """Our recurrent net has norms before all that they could stand before, so there `norm` would be `adam`."""
+    return {name: arm for name, arm in ARMS.items() if net == "feed-forward" or name != "norm"}
+
+
+def learner(net: str, arm: Arm, rate: float, strength: Any, seed: int) -> Learner:
+    with seeded(seed, "model"):
+        model = make(net, arm.normed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=arm.decay(strength), fused=True
+    )  # fmt: skip
+    if arm.project is not None:
+        normalize_and_project(optimizer, model, **arm.project)
+    keep = arm.keep(strength)
+    if not any(isinstance(one, Rewarm) for one in keep):
+        keep = [Schedule(warmup(50)), *keep]
+    return Learner(model, optimizer, bptt(8), keep, streams=BATCH, remember=2, seed=seed)
+
+
+class PerTask:
+    """Right answers and answers of each task, in all and in its last quarter."""
+
+    def __init__(self, world: World, tasks: int):
+        self.every = world.questions
+        self.right, self.late = torch.zeros(tasks), torch.zeros(tasks)
+        self.asked = 0
+
+    def update(self, answer: Answer, said: Tensor | None) -> None:
+        assert said is not None
+        share = (said.argmax(-1) == answer.targets)[answer.target_mask].float().mean()
+        task, place = divmod(self.asked, self.every)
+        self.asked += 1
+        self.right[task] += share / self.every
+        last = self.every // 4
+        if place >= self.every - last:
+            self.late[task] += share / last
+
+
+def run(world: str, net: str, name: str, rate: float, strength: Any, tasks: int, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    scores = PerTask(WORLDS[world], tasks)
+    one = learner(net, ARMS[name], rate, strength, seed)
+    began = time.process_time()
+    outcomes: dict[str, int] = {}
+    for record in prequential(stream(world, tasks, seed), one, scores):
+        outcomes[record.outcome] = outcomes.get(record.outcome, 0) + 1
+    return {
+        "accuracy": [round(x, 4) for x in scores.right.tolist()],
+        "late accuracy": [round(x, 4) for x in scores.late.tolist()],
+        "outcomes": outcomes,
+        "cpu seconds": round(time.process_time() - began, 1),
+    }
+
+
+def lines() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+
+
+def once(key: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run, which is made if it is not there."""
+    for line in lines():
+        if line["key"] == key:
+            return line
+    found = run(key["world"], key["net"], key["arm"], key["rate"], key["strength"], key["tasks"], key["seed"])
+    line = {"key": key, "mean": statistics.fmean(found["accuracy"]), **found}
+    if key["seed"] == TUNING_SEED:
+        line = {name: line[name] for name in ("key", "mean", "outcomes", "cpu seconds")}
+    with open(FILE, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(*key.values(), f"{line['mean']:.4f}", f"{line['cpu seconds']} s", flush=True)
+    return line
+
+
+def tuned(world: str, net: str, name: str) -> tuple[float, Any]:
+    def mean(setting: tuple[float, Any]) -> float:
+        return once(key_of(world, net, name, setting, WORLDS[world].tasks // 4, TUNING_SEED))["mean"]
+
+    return max(ARMS[name].settings, key=mean)
+
+
+def key_of(world: str, net: str, arm: str, setting: tuple[float, Any], tasks: int, seed: int) -> dict[str, Any]:
+    rate, strength = setting
+    return {"world": world, "net": net, "arm": arm, "rate": rate, "strength": strength, "tasks": tasks, "seed": seed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--worlds", nargs="*", default=list(WORLDS))
+    parser.add_argument("--nets", nargs="*", default=list(NETS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    options = parser.parse_args()
+    FILE.parent.mkdir(exist_ok=True)
+    for world in options.worlds:
+        for net in options.nets:
+            names = [name for name in arms_of(net) if name in options.arms]
+            best = {name: tuned(world, net, name) for name in names}
+            for seed in options.seeds:
+                for name in names:
+                    once(key_of(world, net, name, best[name], WORLDS[world].tasks, seed))
+
+
+if __name__ == "__main__":
+    main()
