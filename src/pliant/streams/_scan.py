@@ -40,7 +40,8 @@ class Tally:
         numeric: those of them that are numbers.
         dressed: those that are numbers without the sign of a unit and one between thousands, by these signs.
         alike: those that look like numbers, whether they can be read or not.
-        commas: cells with a comma as the decimal sign, and how many of them have three digits behind it.
+        commas: cells with a comma as the decimal sign, and how many of them have three digits behind it; not all are
+            counted.
         values: distinct ones, None once there are more than `limit`.
         missing: cells that are.
         words: distinct ones of them that could be names of classes, such as none.
@@ -77,14 +78,17 @@ class Tally:
 
     def _look(self, bad: list[Any], cells: list[Any], comma: bool) -> None:
         """Take note of how numbers are written in cells that are none, and in all those with decimal commas."""
-        for cell, count in Counter(cell for cell in bad if isinstance(cell, str)).items():
-            if any(sign in cell for sign in f",{UNITS}") and DRESSED.fullmatch(cell.strip()):
+        for cell, count in Counter(bad).items():
+            if not isinstance(cell, str) or not DRESSED.fullmatch(cell.strip()):
+                continue
+            if any(sign in cell for sign in f",{UNITS}"):
                 self.alike += count
             if (signs := signs_of(cell, comma)) is not None:
                 self.dressed[signs] += count
-        decimal = [cell for cell in cells if isinstance(cell, str) and "," in cell]
-        self.commas[0] += len(decimal)
-        self.commas[1] += sum(bare(cell, ",") != cell.strip() for cell in decimal)
+        if self.commas[0] == self.commas[1]:  # else some comma is a decimal sign for sure
+            decimal = {cell for cell in cells if isinstance(cell, str) and "," in cell}
+            self.commas[0] += len(decimal)
+            self.commas[1] += sum(bare(cell, ",") != cell.strip() for cell in decimal)
 
     def _written(self) -> tuple[str, int]:
         """Signs to be left out of the cells, and how many are numbers then; all have the same unit."""
