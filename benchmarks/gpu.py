@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from _ledger import append
 from torch import Tensor
+from torch.nn import functional as F
 
 from pliant import kernels
 from pliant.bench.cases import ALL_KERNELS, Draw
@@ -51,6 +52,7 @@ CASES = {
     "linear_scan": Case((*ODD, (1, 20000, 8), (200, 300, 40)), BOUND, ("triton",), ("reset",)),
     "gated_scan": Case((*ODD, (1, 5000, 8), (200, 300, 40)), (8, 2048, 1024)),
     "gated_unit": Case(ODD, (8, 2048, 1024)),
+    "matrix_memory": Case((*ODD, (2, 1000, 128)), (2, 2048, 256), ("triton", "chunkwise", "loop")),
     "selective_scan": Case((*ODD, (2, 1000, 40)), (2, 2048, 256)),
     "causal_conv": Case((*ODD, (2, 1000, 40)), (8, 4096, 1024)),
 }
@@ -77,6 +79,10 @@ def draw(name: str, shape: tuple[int, int, int], dtype: torch.dtype, flags: tupl
 
 def call(name: str, form: str, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """y and the parts of the state."""
+    if name == "matrix_memory":
+        inputs = {key: x for key, x in inputs.items() if not key.endswith("_gate")} | {
+            "log_input": inputs["input_gate"], "log_forget": F.logsigmoid(inputs["forget_gate"]),
+        }  # fmt: skip
     y, state = getattr(kernels, name)(**inputs, form=form)
     return y, *(state if isinstance(state, tuple) else (state,))
 

@@ -16,10 +16,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, as set by make triton", allow_module_level=True)
 
 from pliant.core import UsageError
-from pliant.kernels import causal_conv, gated_scan, gated_unit, linear_scan, selective_scan
+from pliant.kernels import causal_conv, gated_scan, gated_unit, linear_scan, matrix_memory, selective_scan
 from pliant.kernels._triton import causal_conv as conv
 from pliant.kernels._triton import gated_scan as gated
 from pliant.kernels._triton import linear_scan as linear
+from pliant.kernels._triton import matrix_memory as matrices
 from pliant.kernels._triton import selective_scan as selective
 from tests.suite import close
 
@@ -32,6 +33,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "LINE", 32)
     for module in (linear, gated, selective, conv):
         monkeypatch.setattr(module, "STEPS", 4)
+    monkeypatch.setattr(matrices, "STEPS", 16)
+    monkeypatch.setattr(matrices, "WIDTH", 16)
     for module in (selective, conv):
         monkeypatch.setattr(module, "WIDTH", 4)
 
@@ -264,6 +267,50 @@ def test_causal_conv_does_not_read_masked_steps() -> None:
     given = conv_problem(2, 9, 5, 3)
     given["x"] = torch.where(given["mask"][..., None], given["x"], torch.nan)
     assert all(x.isfinite().all() for x in run(causal_conv, "triton", given))
+
+
+# matrix_memory
+
+
+def matrix_problem(
+    batch: int, steps: int, heads: int, keys: int, values: int, dtype: torch.dtype = torch.float64, flags: float = 0.15
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, dtype)
+    given = {"q": draw.over_time(heads, keys), "k": draw.over_time(heads, keys), "v": draw.over_time(heads, values)}
+    given |= {"log_input": 2 * draw.over_time(heads), "log_forget": -draw.over_time(heads).abs()}
+    given |= {"C": draw.normal(batch, heads, keys, values), "n": draw.normal(batch, heads, keys)}
+    given |= {"m": draw.normal(batch, heads)}
+    return given | ({"reset": draw.flags(flags), "mask": draw.flags(1 - flags)} if flags else {})
+
+
+def matrix(C: Tensor, n: Tensor, m: Tensor, **given: Any) -> Any:
+    """matrix_memory with the state in three arguments."""
+    return matrix_memory(**given, state=(C, n, m))
+
+
+@pytest.mark.parametrize("size", [(2, 39, 2, 3, 5), (1, 1, 1, 1, 1), (1, 17, 1, 20, 18)])
+@pytest.mark.parametrize("flags", [0.0, 0.15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrix_memory(size: tuple[int, int, int, int, int], flags: float, dtype: torch.dtype) -> None:
+    # What is divided by may be small beside what it is a difference of.
+    same(matrix, matrix_problem(*size, dtype, flags), scale=16)
+
+
+@pytest.mark.parametrize("closed", ["log_input", "log_forget"])
+@pytest.mark.parametrize("value", [-torch.inf, -1e4, 1e4])
+def test_matrix_memory_at_the_limits_of_its_gates(closed: str, value: float) -> None:
+    given = matrix_problem(1, 20, 1, 2, 2, flags=0.1)
+    some = torch.rand(given[closed].shape, generator=torch.Generator().manual_seed(2)) < 0.3
+    given[closed] = torch.where(some, min(value, 0.0) if closed == "log_forget" else value, given[closed])
+    same(matrix, given, scale=16)
+
+
+def test_matrix_memory_does_not_read_masked_steps() -> None:
+    given = matrix_problem(2, 20, 1, 2, 2)
+    for name in ("q", "k", "v", "log_input", "log_forget"):
+        mask = given["mask"].view(2, 20, *[1] * (given[name].ndim - 2))
+        given[name] = torch.where(mask, given[name], torch.nan)
+    assert all(x.isfinite().all() for x in run(matrix, "triton", given))
 
 
 # All of them

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pliant.kernels._triton import causal_conv, gated_scan, linear_scan, selective_scan
+from pliant.kernels._triton import causal_conv, gated_scan, linear_scan, matrix_memory, selective_scan
 
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int64: "*i64"}  # fmt: skip
@@ -54,7 +54,7 @@ class Compiler:
 @pytest.fixture(params=[80, 90])
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     found = Compiler(request.param)
-    for module in (linear_scan, gated_scan, selective_scan, causal_conv):
+    for module in (linear_scan, gated_scan, selective_scan, causal_conv, matrix_memory):
         monkeypatch.setattr(module, "call", found)
     monkeypatch.setattr(linear_scan, "processors", lambda _: 1)
     return found
@@ -106,3 +106,16 @@ def test_causal_conv(compiler: Compiler, dtype: torch.dtype, flags: bool) -> Non
     given = (torch.ones(2, 512, 64, dtype=dtype), torch.ones(4, 32), torch.ones(32), torch.ones(2, 3, 64))
     both_ways(causal_conv, *given, *(causal_conv.tables(FLAGS, ~FLAGS, 4) if flags else (None, None)))
     assert set(compiler.kernels) == {"_forward", "_back_inputs", "_back_weights"}
+
+
+@pytest.mark.parametrize("flags", [False, True])
+def test_matrix_memory(compiler: Compiler, flags: bool) -> None:
+    q, k, v = (torch.ones(2, 512, 2, 64) for _ in range(3))
+    gates = [torch.zeros(2, 512, 2) for _ in range(2)]
+    state = matrix_memory.Memory(torch.ones(2, 2, 64, 64), torch.ones(2, 2, 64), torch.ones(2, 2))
+    leaves = [x.requires_grad_() for x in (q, k, v, *gates, *state)]
+    given = FLAGS if flags else None
+    h, last = matrix_memory.run(*leaves[:5], matrix_memory.Memory(*leaves[5:]), given, given, 64, 1e-6)
+    torch.autograd.grad((h, *last), leaves, [torch.ones_like(x) for x in (h, *last)])
+    parts = {"_stabilize", "_reduce", "_carry", "_read", "_back_scores", "_back_keys", "_back_values"}
+    assert parts <= set(compiler.kernels)

@@ -29,10 +29,13 @@ from torch import Tensor
 from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._matrix_chunks import limit, memory_chunks
-from pliant.kernels.select import select
+from pliant.kernels.select import HAS_TRITON, select
 
 LOWEST = -1e30
 """Stands for the logarithm of a closed input gate, which must not be infinite: m could be."""
+
+FAST = ("cpu", "cuda") if HAS_TRITON else ("cpu",)
+"""Devices with a form of their own; the others take that in plain torch."""
 
 
 class Memory(NamedTuple):
@@ -71,7 +74,8 @@ def matrix_memory(
         mask: `(B, T)`, false where the step does not exist; h is zero there. None means that all exist.
         chunk: steps in a chunk at most; None chooses by K and V. The result depends on it by rounding only.
         eps: ε above.
-        form: `"loop"` (readable), `"parallel"` (O(T²)), `"chunkwise"` (plain torch), `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable), `"parallel"` (O(T²)), `"chunkwise"` (plain torch), `"numba"` (CPU), `"triton"`
+            (CUDA); None chooses.
 
     Returns:
         h: `(B, T, H, V)` in the dtype of `v`.
@@ -81,11 +85,11 @@ def matrix_memory(
         UsageError: shapes do not fit, or `chunk` is not positive.
     """
     _check(q, k, v, log_input, log_forget, state, reset, mask, chunk)
-    forms = {"loop": memory_loop, "parallel": _parallel, "chunkwise": _chunkwise, "numba": _fast}
+    forms = {"loop": memory_loop, "parallel": _parallel, "chunkwise": _chunkwise, "numba": _fast, "triton": _triton}
     steps = q.shape[1]
     if form is None and steps <= 1:
         form = "loop"  # one step is plain torch, so that a step can be exported and costs no detour
-    elif form is None and (q.device.type != "cpu" or torch.compiler.is_exporting()):
+    elif form is None and (torch.compiler.is_exporting() or q.device.type not in FAST):
         form = "chunkwise"
     run = select("matrix_memory", forms, q, form)
     given = (q, k, v, log_input, log_forget, *(() if state is None else state))
@@ -323,3 +327,20 @@ def _fast(
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     h, last, m, _, _ = memory_chunks(*given, reset, mask, chunk, eps, differentiable)
     return h, Memory(last[..., :-1], last[..., -1], m)
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_input: Tensor,
+    log_forget: Tensor,
+    memory: Memory,
+    reset: Tensor | None,
+    mask: Tensor | None,
+    chunk: int,
+    eps: float,
+) -> tuple[Tensor, Memory]:
+    from pliant.kernels._triton.matrix_memory import run
+
+    return run(q, k, v, log_input, log_forget, memory, reset, mask, chunk, eps)
