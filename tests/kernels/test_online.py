@@ -97,11 +97,12 @@ def moments_of(x: list[float]) -> list[tuple[float, float, float]]:
 
 
 def classes_of(known: list[float], lag: int) -> list[list[float]]:
-    found = []
+    found, newest = [], list[float]()
     for t, label in enumerate(known):
+        newest.append(newest[-1] if math.isnan(label) and newest else label)
         # Older labels count less: by (1 - RATE) for each that came since.
         came = [c for c in known[: t + 1] if not math.isnan(c)]
-        pairs = [(known[i - lag], known[i]) for i in range(lag, t + 1)]
+        pairs = [(newest[i - lag], known[i]) for i in range(lag, t + 1)]
         pairs = [pair for pair in pairs if not any(map(math.isnan, pair))]
         f = [
             0.5 + sum((1 - RATE) ** (len(came) - 1 - i) for i, own in enumerate(came) if own == c)
@@ -112,11 +113,11 @@ def classes_of(known: list[float], lag: int) -> list[list[float]]:
             for same in (True, False)
         )
         s = kept / (kept + changed)
-        if math.isnan(label):
+        if math.isnan(newest[-1]):
             p = [own / sum(f) for own in f]
         else:
-            rest = sum(f) - f[int(label)]
-            p = [s if c == label else (1 - s) * f[c] / rest for c in range(CLASSES)]
+            rest = sum(f) - f[int(newest[-1])]
+            p = [s if c == newest[-1] else (1 - s) * f[c] / rest for c in range(CLASSES)]
         found.append([math.log(own) for own in p])
     return found
 

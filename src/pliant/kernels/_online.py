@@ -223,7 +223,8 @@ def class_reference(
     the class frequencies; both by Krichevsky & Trofimov 1981 (counts plus one half).
 
     Args:
-        known: `(B, T)` float64, newest known label at each step, NaN if none.
+        known: `(B, T)` float64, the label that became known at each step, NaN if none; the newest of the steps before
+            then stays the newest known one.
         state: counts before the first step.
         mask: `(B, T)` bool, false where the step does not exist.
         hold: expect the newest known label; otherwise the class frequencies alone.
@@ -261,7 +262,8 @@ def _class_reference(x, exists, hold, ring, counts, out):  # type: ignore[no-unt
             if label < 0 or label >= classes:
                 return True
             before = ring[b, place]
-            ring[b, place] = label
+            newest = ring[b, (place + lag - 1) % lag] if math.isnan(label) else label
+            ring[b, place] = newest
             ring[b, lag] = (place + 1) % lag
             if not math.isnan(label):
                 for c in range(classes):
@@ -272,15 +274,15 @@ def _class_reference(x, exists, hold, ring, counts, out):  # type: ignore[no-unt
                         kept[k] = 0.5 + (1 - RATE) * (kept[k] - 0.5)
                     kept[1 if label == before else 0] += 1
             total = count.sum()
-            if math.isnan(label) or not hold:
+            if math.isnan(newest) or not hold:
                 for c in range(classes):
                     out[b, t, at + c] = math.log(count[c] / total)
                 continue
-            rest = total - count[int(label)]
+            rest = total - count[int(newest)]
             stays = kept[1] / (kept[0] + kept[1])
             for c in range(classes):
                 out[b, t, at + c] = math.log((1 - stays) * count[c] / rest)
-            out[b, t, at + int(label)] = math.log(stays)
+            out[b, t, at + int(newest)] = math.log(stays)
     return False
 
 
