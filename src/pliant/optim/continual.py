@@ -97,7 +97,7 @@ class ContinualBackprop(Upkeep):
         mean = layer["mean"] / (1 - self.decay ** layer["looks"].clamp(min=1))
         reader = one.reader
         if reader.bias is not None:
-            reader.bias += reader.weight[:, chosen] @ mean[chosen]
+            reader.bias.add_(reader.weight[:, chosen] @ mean[chosen])
         for (writer, at), spread in zip(one.writers, self.spread[i], strict=True):
             rows = chosen + at
             fresh = torch.randn(number, writer.in_features, generator=generator) * spread
