@@ -53,6 +53,7 @@ CASES = {
     "gated_scan": Case((*ODD, (1, 5000, 8), (200, 300, 40)), (8, 2048, 1024)),
     "gated_unit": Case(ODD, (8, 2048, 1024)),
     "matrix_memory": Case((*ODD, (2, 1000, 128)), (2, 2048, 256), ("triton", "chunkwise", "loop")),
+    "scalar_memory": Case((*ODD, (2, 200, 256), (1, 50, 512)), (4, 512, 256)),
     "selective_scan": Case((*ODD, (2, 1000, 40)), (2, 2048, 256)),
     "causal_conv": Case((*ODD, (2, 1000, 40)), (8, 4096, 1024)),
 }

@@ -16,11 +16,20 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, as set by make triton", allow_module_level=True)
 
 from pliant.core import UsageError
-from pliant.kernels import causal_conv, gated_scan, gated_unit, linear_scan, matrix_memory, selective_scan
+from pliant.kernels import (
+    causal_conv,
+    gated_scan,
+    gated_unit,
+    linear_scan,
+    matrix_memory,
+    scalar_memory,
+    selective_scan,
+)
 from pliant.kernels._triton import causal_conv as conv
 from pliant.kernels._triton import gated_scan as gated
 from pliant.kernels._triton import linear_scan as linear
 from pliant.kernels._triton import matrix_memory as matrices
+from pliant.kernels._triton import scalar_memory as scalars
 from pliant.kernels._triton import selective_scan as selective
 from tests.suite import close
 
@@ -313,6 +322,52 @@ def test_matrix_memory_does_not_read_masked_steps() -> None:
     assert all(x.isfinite().all() for x in run(matrix, "triton", given))
 
 
+# scalar_memory
+
+
+def scalar_problem(
+    batch: int, steps: int, heads: int, size: int, dtype: torch.dtype = torch.float64, flags: float = 0.2
+) -> dict[str, Any]:
+    draw = Draw(batch, steps, dtype)
+    given = {"pre": 2 * draw.over_time(4, heads, size), "recurrent": 0.5 * draw.normal(heads, size, 4, size)}
+    given |= {part: draw.normal(batch, heads, size) for part in ("h", "c", "m")}
+    given |= {"n": draw.normal(batch, heads, size).abs()}
+    return given | ({"reset": draw.flags(flags), "mask": draw.flags(1 - flags)} if flags else {})
+
+
+def scalar(h: Tensor, c: Tensor, n: Tensor, m: Tensor, **given: Any) -> Any:
+    """scalar_memory with the state in four arguments."""
+    return scalar_memory(**given, state=(h, c, n, m))
+
+
+@pytest.mark.parametrize("size", [(2, 9, 2, 3), (1, 1, 1, 1), (1, 20, 1, 5)])
+@pytest.mark.parametrize("flags", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scalar_memory(size: tuple[int, int, int, int], flags: float, dtype: torch.dtype) -> None:
+    same(scalar, scalar_problem(*size, dtype, flags))
+
+
+@pytest.mark.parametrize("held", [0, 64])
+def test_scalar_memory_from_a_fresh_state(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scalars, "HELD", held)
+    given = scalar_problem(2, 6, 1, 2)
+    same(scalar_memory, {name: given[name] for name in ("pre", "recurrent", "reset", "mask")})
+
+
+@pytest.mark.parametrize("gate", range(4))
+@pytest.mark.parametrize("value", [-1e3, 1e3])
+def test_scalar_memory_at_the_limits_of_its_gates(gate: int, value: float) -> None:
+    given = scalar_problem(1, 7, 1, 3)
+    given["pre"][:, ::2, gate] = value
+    same(scalar, given)
+
+
+def test_scalar_memory_does_not_read_masked_steps() -> None:
+    given = scalar_problem(2, 9, 1, 2)
+    given["pre"] = torch.where(given["mask"][:, :, None, None, None], given["pre"], torch.nan)
+    assert all(x.isfinite().all() for x in run(scalar, "triton", given))
+
+
 # All of them
 
 
@@ -320,3 +375,42 @@ def test_without_the_interpreter_tensors_must_be_on_a_device(monkeypatch: pytest
     monkeypatch.setattr("pliant.kernels._triton._common.INTERPRETED", False)
     with pytest.raises(UsageError, match="CUDA device"):
         linear_scan(**scan_problem(1, 2, 1), form="triton")
+
+
+def op_calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """Each operation with arguments."""
+    real = {"dtype": torch.float32, "requires_grad": True}
+
+    def ones(*shape: int) -> Tensor:
+        return torch.full(shape, 0.5, **real)
+
+    none, all_ = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 5, dtype=torch.bool)
+    x = [ones(2, 5, 3) for _ in range(4)]
+    w = [ones(2, 5, 2) for _ in range(2)]
+    tables = conv.tables(none, all_, 2)
+    speed = torch.full((3,), -0.5, **real)
+    q = [ones(2, 5, 1, 2) for _ in range(3)]
+    g = [torch.full((2, 5, 1), -0.5, **real) for _ in range(2)]
+    return {
+        "linear_scan": (linear._op, (x[0], x[1], ones(2, 3), none)),
+        "gated_scan": (gated._op, (*x[:3], speed, ones(2, 3), none, none, all_)),
+        "selective_scan": (selective._op, (x[0], x[1], ones(3, 2), *w, ones(3), ones(2, 3, 2), none, all_)),
+        "causal_conv": (conv._op, (x[0], ones(2, 3), ones(3), ones(2, 1, 3), *tables)),
+        "stabilizer": (matrices._stabilizer, (*g, ones(2, 1), none, all_)),
+        "matrix_memory": (matrices._op, (*q, *g, ones(2, 1, 2, 2), ones(2, 1, 2), all_, 16)),
+        "scalar_memory": (scalars._op, (ones(2, 5, 4, 1, 2), ones(1, 2, 4, 2), ones(4, 2, 1, 2), none, all_, True)),
+    }
+
+
+@pytest.mark.global_rng
+@pytest.mark.parametrize("name", list(op_calls()))
+def test_the_custom_operations_keep_the_rules_of_torch(name: str) -> None:
+    op, arguments = op_calls()[name]
+    torch.library.opcheck(op, arguments)
+
+
+def test_torch_compile_takes_the_forms_in_one_graph() -> None:
+    given = scan_problem(2, 9, 5, torch.float32)
+    compiled = torch.compile(lambda **x: linear_scan(**x, form="triton"), fullgraph=True, backend="aot_eager")
+    for one, two in zip(compiled(**given), linear_scan(**given, form="loop"), strict=True):
+        close(one, two)

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pliant.kernels._triton import causal_conv, gated_scan, linear_scan, matrix_memory, selective_scan
+from pliant.kernels._triton import causal_conv, gated_scan, linear_scan, matrix_memory, scalar_memory, selective_scan
 
 POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.bfloat16: "*bf16", torch.uint8: "*u8",
             torch.int64: "*i64"}  # fmt: skip
@@ -54,7 +54,7 @@ class Compiler:
 @pytest.fixture(params=[80, 90])
 def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     found = Compiler(request.param)
-    for module in (linear_scan, gated_scan, selective_scan, causal_conv, matrix_memory):
+    for module in (linear_scan, gated_scan, selective_scan, causal_conv, matrix_memory, scalar_memory):
         monkeypatch.setattr(module, "call", found)
     monkeypatch.setattr(linear_scan, "processors", lambda _: 1)
     return found
@@ -119,3 +119,13 @@ def test_matrix_memory(compiler: Compiler, flags: bool) -> None:
     torch.autograd.grad((h, *last), leaves, [torch.ones_like(x) for x in (h, *last)])
     parts = {"_stabilize", "_reduce", "_carry", "_read", "_back_scores", "_back_keys", "_back_values"}
     assert parts <= set(compiler.kernels)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("flags", [False, True])
+def test_scalar_memory(compiler: Compiler, size: int, flags: bool) -> None:
+    given = (torch.ones(2, 512, 4, 2, size), torch.ones(2, size, 4, size), torch.ones(4, 2, 2, size))
+    leaves = [x.requires_grad_() for x in given]
+    found = scalar_memory.run(*leaves, *2 * [FLAGS if flags else None])
+    torch.autograd.grad(found, leaves, [torch.ones_like(x) for x in found])
+    assert set(compiler.kernels) == {"_forward", "_backward"}

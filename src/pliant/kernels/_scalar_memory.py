@@ -56,7 +56,7 @@ def scalar_memory(
         state: h, c, n, m before the first step, each `(B, H, K)`; None means zeros.
         reset: `(B, T)`, true where the state is dropped before the step; None means nowhere.
         mask: `(B, T)`, false where the step does not exist; h is zero there, and the state passes.
-        form: `"loop"` (readable, any device) or `"numba"` (CPU); None chooses.
+        form: `"loop"` (readable, any device), `"numba"` (CPU) or `"triton"` (CUDA); None chooses.
 
     Returns:
         h: `(B, T, H, K)` in the dtype of `pre`; the state after the last step in at least float32.
@@ -72,7 +72,7 @@ def scalar_memory(
     else:
         wide = torch.promote_types(wide, state[0].dtype)
         start = torch.stack([part.to(wide) for part in state])
-    forms = {"loop": _loop, "numba": _numba}
+    forms = {"loop": _loop, "numba": _numba, "triton": _triton}
     # Exports are plain torch, and so is one step, which then costs no detour.
     plain = form is None and (steps <= 1 or torch.compiler.is_exporting())
     run = _loop if plain else select("scalar_memory", forms, pre, form)
@@ -352,3 +352,11 @@ def _numba(
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (pre, recurrent, start))
     h, last, _ = _memory(pre, recurrent, start, reset, mask, keep)
     return h, last
+
+
+def _triton(
+    pre: Tensor, recurrent: Tensor, start: Tensor, reset: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    from pliant.kernels._triton.scalar_memory import run
+
+    return run(pre, recurrent, start, reset, mask)
