@@ -231,7 +231,7 @@ def run(
     if not (x.numel() and weight.numel()):
         from pliant.kernels._causal_conv import conv_loop
 
-        return conv_loop(x, weight, bias, history, reset, mask)
+        return conv_loop(x, weight, bias, history, reset, mask, 1)
     table = (None, None) if reset is None and mask is None else tables(reset, mask, weight.shape[0])
     bias = None if bias is None else bias.contiguous()
     y, after = _op(x.flatten(2), weight, bias, history.flatten(2), *table)
