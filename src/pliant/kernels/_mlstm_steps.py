@@ -115,7 +115,8 @@ def _decays(gates, reset, mask, m, D, keep, m0):  # type: ignore[no-untyped-def]
             log_i = max(np.float64(gates[t, 0]), LOWEST)
             top = max(log_f, log_i)
             m[t] = top
-            f, i, before = math.exp(log_f - m[t]), math.exp(log_i - m[t]), np.float64(m[t])
+            f, i = np.float64(math.exp(log_f - m[t])), np.float64(math.exp(log_i - m[t]))
+            before = np.float64(m[t])
         else:
             m[t] = before
         carried *= f

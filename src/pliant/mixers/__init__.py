@@ -11,14 +11,15 @@
 - `WindowAttention`, `FullAttention`: causal attention to the last steps, or to an episode of bounded length
 """
 
-from pliant.mixers.attention import FullAttention, WindowAttention
-from pliant.mixers.base import SequenceMixer
-from pliant.mixers.gated_delta import GatedDelta
-from pliant.mixers.gated_lru import RGLRU, GatedLRU
-from pliant.mixers.lru import LRU
-from pliant.mixers.mlstm import MLSTM, DenseMLSTM
-from pliant.mixers.s6 import S6
-from pliant.mixers.slstm import SLSTM
+from pliant.kernels import Memory
+from pliant.mixers.attention import AttentionState, FullAttention, WindowAttention
+from pliant.mixers.base import SequenceMixer, exportable
+from pliant.mixers.gated_delta import GatedDelta, GatedDeltaState
+from pliant.mixers.gated_lru import RGLRU, GatedLRU, GatedLRUState, RGLRUState
+from pliant.mixers.lru import LRU, LRUState
+from pliant.mixers.mlstm import MLSTM, DenseMLSTM, MLSTMState
+from pliant.mixers.s6 import S6, S6State
+from pliant.mixers.slstm import SLSTM, SLSTMState
 
 __all__ = [
     "LRU",
@@ -33,3 +34,7 @@ __all__ = [
     "SequenceMixer",
     "WindowAttention",
 ]
+
+exportable(
+    Memory, AttentionState, GatedDeltaState, GatedLRUState, RGLRUState, LRUState, MLSTMState, S6State, SLSTMState
+)

@@ -222,14 +222,17 @@ def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: i
     at = torch.arange(keys.shape[1], device=q.device)
     outputs = []
     size = max(window, SHORT)
-    for start in range(0, steps, size):
-        now = slice(past + start, past + min(start + size, steps))
-        span = slice(max(0, now.start - window + 1), now.stop)
+    # A graph for all lengths has no loop over blocks: compiled, all steps are one block.
+    whole = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    for start in (0,) if whole else range(0, steps, size):
+        now = slice(past + start, past + (steps if whole else min(start + size, steps)))
+        span = slice(0 if whole else max(0, now.start - window + 1), now.stop)
         age = at[now, None] - at[span]
         own, other = episodes[:, now, None], episodes[:, None, span]
         # A step that does not exist sees itself: nothing at all would make the softmax NaN.
         visible = ((age >= 0) & (age < window) & (own == other) & (other >= 0)) | (age == 0)
-        queries, *seen = (part.transpose(1, 2) for part in (q[:, start : start + size], keys[:, span], values[:, span]))
+        part = q[:, start : now.stop - past], keys[:, span], values[:, span]
+        queries, *seen = (x.transpose(1, 2) for x in part)
         y = F.scaled_dot_product_attention(queries, seen[0], seen[1], attn_mask=visible[:, None])
         outputs.append(y.transpose(1, 2))
     return torch.cat(outputs, 1) if outputs else q

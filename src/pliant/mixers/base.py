@@ -5,6 +5,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
 from pliant.core import Role, UsageError, check_batch
 
@@ -66,6 +67,12 @@ class SequenceMixer(nn.Module, ABC):
             return x, self.init_state(x.shape[0], tuple(x.shape[2:-1]), device=x.device)
         check_batch(state, x.shape[0], name)
         return x, state
+
+
+def exportable(*states: type) -> None:
+    """Give named tuples a name in files of `torch.export.save`, so that programs that carry them can be saved."""
+    for state in states:
+        _register_namedtuple(state, serialized_type_name=f"{state.__module__}.{state.__qualname__}")
 
 
 def forward_once(module: Any, x: Tensor, state: Any, *, reset: Tensor | None, mask: Tensor | None) -> tuple[Any, Any]:

@@ -5,8 +5,13 @@
 - `quantize_weights`: a copy of a model for inference, with int8 weights
 """
 
-from pliant.models.classifier import SequenceClassifier
+from pliant.mixers.base import exportable
+from pliant.models.classifier import ClassifierState, SequenceClassifier
+from pliant.models.heads import PoolState
+from pliant.models.normalizer import NormalizerState
 from pliant.models.quantize import quantize_weights
-from pliant.models.xlstm import XLSTM, XLSTMLarge
+from pliant.models.xlstm import XLSTM, XLSTMLarge, XLSTMState
 
 __all__ = ["XLSTM", "SequenceClassifier", "XLSTMLarge", "quantize_weights"]
+
+exportable(ClassifierState, NormalizerState, PoolState, XLSTMState)
