@@ -123,8 +123,7 @@ ALL_KERNELS = {
     "linear_scan": Kernel(("numba", "loop"), _linear_scan, _first_of(kernels.linear_scan)),
     "gated_scan": Kernel(("numba", "loop"), _gated_scan, _first_of(kernels.gated_scan)),
     "gated_unit": Kernel(("numba", "loop"), _gated_unit, _first_of(kernels.gated_unit)),
-    # One form alone on a CPU; float64 is what it is held to.
-    "causal_conv": Kernel(("loop",), _causal_conv, _first_of(kernels.causal_conv)),
+    "causal_conv": Kernel(("numba", "loop"), _causal_conv, _first_of(kernels.causal_conv)),
     "delta_rule": Kernel(("numba", "chunk", "loop"), _delta_rule, _first_of(kernels.delta_rule)),
     "matrix_memory": Kernel(("numba", "chunkwise", "parallel", "loop"), _matrix_memory, _call_matrix_memory),
     "scalar_memory": Kernel(("numba", "loop"), _scalar_memory, _first_of(kernels.scalar_memory)),
