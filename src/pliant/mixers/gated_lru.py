@@ -123,6 +123,14 @@ class RGLRU(SequenceMixer):
                  for part, role in (("weight", Role.GATE), ("bias", Role.BIAS))}  # fmt: skip
         return {"decay": Role.DECAY, **gates}
 
+    def gates(self, x: Float[Tensor, "B T *E D"]) -> dict[str, Float[Tensor, "B T *E D"]]:
+        """What the sigmoids of both gates get to see."""
+        return {"input gate": self.input_gate(x), "decay gate": self.decay_gate(x)}
+
+    def time_constants(self) -> Float[Tensor, "D"]:
+        """Steps in which each unit forgets all but 1/e, with the decay gate at one half."""
+        return 2 / (DECAY_POWER * F.softplus(self.decay))
+
 
 class GatedLRU(SequenceMixer):
     """The recurrent block of Griffin and TRecViT, without norm and residual. `(B, T, *E, D) -> same`.

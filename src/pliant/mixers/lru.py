@@ -107,6 +107,10 @@ class LRU(SequenceMixer):
         wide = torch.promote_types(self.log_decay.dtype, torch.float32)
         return torch.polar(torch.exp(-torch.exp(self.log_decay.to(wide))), torch.exp(self.log_phase.to(wide)))
 
+    def time_constants(self) -> Float[Tensor, "N"]:
+        """Steps in which each unit forgets all but 1/e."""
+        return torch.exp(-self.log_decay)
+
     def _read(self, h: Tensor, dtype: torch.dtype) -> Tensor:
         """Re(C h)."""
         real, imaginary = self.weight_out
