@@ -106,7 +106,7 @@ def health(
     features = {names[id(one.reader)]: h[:ROWS] for one, h in zip(units, seen, strict=True) if h is not None}
     matrices = {name: p.detach() for name, p in model.named_parameters() if p.ndim >= 2}
     return Health(
-        units={name: _of_units(h, since and since.features.get(name)) for name, h in features.items()},
+        units={name: _of_units(h, since.features.get(name) if since else None) for name, h in features.items()},
         matrices=_of_matrices(matrices, known, optimizer, since),
         recurrences=recurrences,
         features=features,
