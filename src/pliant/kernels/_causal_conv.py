@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pliant.core import UsageError
 from pliant.kernels._jit import jit, jit_fast, over_slices
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 SMALL_CONV = 1 << 17
@@ -254,7 +255,7 @@ def _conv_numba(
     return y.view(x.shape).to(x.dtype), last.view(history.shape)
 
 
-@torch.library.custom_op("pliant::causal_conv", mutates_args=(), device_types="cpu")
+@operator("pliant::causal_conv")
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor, history: Tensor, reset: Tensor | None, mask: Tensor | None, dilation: int
 ) -> tuple[Tensor, Tensor]:
@@ -267,7 +268,7 @@ def _conv(
     return y, last
 
 
-@torch.library.custom_op("pliant::causal_conv_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::causal_conv_backward")
 def _conv_backward(
     x: Tensor, weight: Tensor, history: Tensor, reset: Tensor | None, mask: Tensor | None, dilation: int,
     grad_y: Tensor, grad_last: Tensor,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_fast, over_jobs
+from pliant.kernels._operator import operator
 
 SPAN = 32
 """Steps whose memories are held at once on the way back: with 64 x 64 numbers each they fit the second cache."""
@@ -184,7 +185,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-@torch.library.custom_op("pliant::delta_rule", mutates_args=(), device_types="cpu")
+@operator("pliant::delta_rule")
 def delta_steps(
     q: Tensor, k: Tensor, u: Tensor, e: Tensor, decay: Tensor, start: Tensor, reset: Tensor | None, differentiable: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +209,7 @@ def _outputs(k: Tensor, u: Tensor, start: Tensor, differentiable: bool) -> tuple
     return o, last, u.new_empty(batch * heads, spans, rows, u.shape[3])
 
 
-@torch.library.custom_op("pliant::delta_rule_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::delta_rule_backward")
 @own_precision
 def _delta_backward(
     q: Tensor, k: Tensor, u: Tensor, e: Tensor, decay: Tensor, reset: Tensor | None, starts: Tensor,

@@ -28,6 +28,7 @@ from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_exact, over_slices
 from pliant.kernels._linear_scan import linear_scan
 from pliant.kernels._math import exp, one, sigmoid, two
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 DECAY_POWER = 8.0  # C, trecvit.md 2.1
@@ -262,7 +263,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-@torch.library.custom_op("pliant::gated_scan", mutates_args=(), device_types="cpu")
+@operator("pliant::gated_scan")
 def _scan(
     x: Tensor, p: Tensor, r: Tensor, speed: Tensor, h0: Tensor,
     first: Tensor, reset: Tensor | None, mask: Tensor | None,
@@ -275,7 +276,7 @@ def _scan(
     return h, last
 
 
-@torch.library.custom_op("pliant::gated_scan_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::gated_scan_backward")
 def _scan_backward(
     x: Tensor, p: Tensor, r: Tensor, speed: Tensor, h0: Tensor,
     first: Tensor, reset: Tensor | None, mask: Tensor | None, h: Tensor, grad_h: Tensor, grad_last: Tensor,

@@ -30,6 +30,7 @@ from pliant.kernels._gated_scan import (
     gated_scan_loop,
 )
 from pliant.kernels._jit import over_slices
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 ROWS = 512
@@ -175,7 +176,7 @@ def _affine_back(dout: Tensor, x: Tensor, weight: Tensor, dx: Tensor, dweight: T
     dbias.view(-1).add_(dout.reshape(-1, dout.shape[-1]).sum(0))
 
 
-@torch.library.custom_op("pliant::gated_unit", mutates_args=(), device_types="cpu")
+@operator("pliant::gated_unit")
 def _unit(
     x: Tensor, input_weight: Tensor, input_bias: Tensor, decay_weight: Tensor, decay_bias: Tensor, speed: Tensor,
     h0: Tensor, first: Tensor, reset: Tensor | None, mask: Tensor | None,
@@ -197,7 +198,7 @@ def _unit(
     return h, last, before
 
 
-@torch.library.custom_op("pliant::gated_unit_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::gated_unit_backward")
 @own_precision
 def _unit_backward(
     x: Tensor, input_weight: Tensor, input_bias: Tensor, decay_weight: Tensor, decay_bias: Tensor, speed: Tensor,

@@ -22,6 +22,7 @@ from torch import Tensor
 from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import SMALL, at_once, jit, over_slices, populate, whole_pages
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 
@@ -239,7 +240,7 @@ def _tile(x: Tensor) -> int:
     return max(1, TILE // max(1, x.shape[2] * x.element_size()))
 
 
-@torch.library.custom_op("pliant::linear_scan", mutates_args=(), device_types="cpu")
+@operator("pliant::linear_scan")
 def _scan(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, steps, width = u.shape
     h = whole_pages(torch.empty_like(u, memory_format=torch.contiguous_format))
@@ -252,7 +253,7 @@ def _scan(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tenso
     return h, last
 
 
-@torch.library.custom_op("pliant::linear_scan_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::linear_scan_backward")
 def _scan_backward(
     a: Tensor, h: Tensor, h0: Tensor, reset: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

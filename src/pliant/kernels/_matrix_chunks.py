@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_fast, over_jobs
+from pliant.kernels._operator import operator
 
 SLAB = 1 << 20
 """Bytes of keys, values and memory that are worked on together, so that they stay near the processor."""
@@ -392,7 +393,7 @@ def _run(kernel: Callable[..., None], *given: Any) -> None:
     kernel(*(x.numpy() if isinstance(x, Tensor) else x for x in given))
 
 
-@torch.library.custom_op("pliant::matrix_memory", mutates_args=(), device_types="cpu")
+@operator("pliant::matrix_memory")
 def memory_chunks(
     q: Tensor,
     k: Tensor,
@@ -438,7 +439,7 @@ def _slab_forward(slab: _Slab, arrays: _Arrays, carried: Tensor, h: Tensor, tota
     return before
 
 
-@torch.library.custom_op("pliant::matrix_memory_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::matrix_memory_backward")
 @own_precision
 def _memory_backward(
     q: Tensor,

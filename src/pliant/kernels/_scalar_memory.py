@@ -26,6 +26,7 @@ from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_exact, over_slices
 from pliant.kernels._math import exp, half, log1p_unit, one, sigmoid, tanh, zero
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 
@@ -274,7 +275,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().contiguous().numpy()
 
 
-@torch.library.custom_op("pliant::scalar_memory", mutates_args=(), device_types="cpu")
+@operator("pliant::scalar_memory")
 def _memory(
     pre: Tensor, recurrent: Tensor, start: Tensor, reset: Tensor | None, mask: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,7 +297,7 @@ def _outputs(pre: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("pliant::scalar_memory_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::scalar_memory_backward")
 @own_precision
 def _memory_backward(
     kept: Tensor, recurrent: Tensor, reset: Tensor | None, mask: Tensor | None, grad_h: Tensor, grad_last: Tensor

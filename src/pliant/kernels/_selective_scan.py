@@ -24,6 +24,7 @@ from pliant.core import UsageError
 from pliant.kernels._autocast import own_precision
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._math import exp
+from pliant.kernels._operator import operator
 from pliant.kernels.select import select
 
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -273,7 +274,7 @@ def _jobs(u: Tensor, A: Tensor) -> tuple[int, int]:
     return u.shape[0] * -(-u.shape[2] // BLOCK), u.numel() * A.shape[1]
 
 
-@torch.library.custom_op("pliant::selective_scan", mutates_args=(), device_types="cpu")
+@operator("pliant::selective_scan")
 def _scan(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h0: Tensor,
     reset: Tensor | None, mask: Tensor | None, keep: bool,
@@ -292,7 +293,7 @@ def _marks(u: Tensor, A: Tensor, keep: bool) -> Tensor:
     return torch.empty(u.shape[0], chunks, A.shape[1], A.shape[0], dtype=u.dtype, device=u.device)
 
 
-@torch.library.custom_op("pliant::selective_scan_backward", mutates_args=(), device_types="cpu")
+@operator("pliant::selective_scan_backward")
 def _scan_backward(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reset: Tensor | None, mask: Tensor | None,
     marks: Tensor, grad_y: Tensor, grad_last: Tensor,

@@ -1,0 +1,50 @@
+"""Operators that PyTorch knows: it sees one node where we run a kernel of our own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+
+
+class Operator:
+    """What `torch.library.custom_op` makes, with the same methods, for a kernel on the CPU that changes no argument.
+
+    That one imports the whole compiler of PyTorch at the first call, which takes longer than all kernels of a process
+    together, and wraps every call, which takes as long as a small kernel.
+    """
+
+    def __init__(self, name: str, kernel: Callable[..., Any]):
+        self._name, self._gradients, self._setup = name, None, None
+        torch.library.define(name, torch.library.infer_schema(kernel, mutates_args=()), tags=TAGS)
+        torch.library.impl(name, "cpu")(kernel)
+        torch.library.register_autograd(name, self._backward, setup_context=self._keep)
+        space, own = name.split("::")
+        self._call = getattr(getattr(torch.ops, space), own).default
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._call(*arguments)
+
+    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` makes outputs of the right shapes and dtypes."""
+        torch.library.register_fake(self._name)(function)
+        return function
+
+    def register_autograd(self, gradients: Callable[..., Any], *, setup_context: Callable[..., Any]) -> None:
+        """`gradients(ctx, *grads)` of the arguments, after `setup_context(ctx, inputs, output)`."""
+        self._gradients, self._setup = gradients, setup_context  # type: ignore[assignment]
+
+    def _keep(self, ctx: Any, inputs: Any, output: Any) -> None:
+        if self._setup is not None:
+            self._setup(ctx, inputs, output)
+
+    def _backward(self, ctx: Any, *grads: Any) -> Any:
+        if self._gradients is None:
+            raise RuntimeError(f"{self._name} has no gradient; gradients of gradients need the readable form")
+        return self._gradients(ctx, *grads)
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """The kernel as an operator `name`, which is `pliant::` and its own."""
+    return lambda kernel: Operator(name, kernel)
