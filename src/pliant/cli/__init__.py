@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pliant import __version__
-from pliant.cli import bench, learn, report, stream
+from pliant.cli import bench, learn, report, reproduce, stream
 from pliant.cli.arguments import Misuse, choose
 
 __all__ = ["main"]
@@ -25,6 +25,7 @@ commands:
   stream RUN             answer a live input with the model of a run, line by line
   report RUN [RUN ...]   one HTML page about one or more runs
   bench KIND             time and memory of kernels, mixers or models on this machine
+  reproduce NAME         a paper's number beside ours
 
 options:
   -h, --help             show this help, or that of a command
@@ -65,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "learn": learn.command, "stream": stream.command, "report": report.command,
-        "bench": bench.command,
+        "bench": bench.command, "reproduce": reproduce.command,
     }  # fmt: skip
     return choose("pliant", arguments[0], commands)(arguments[1:])
 

@@ -1,0 +1,84 @@
+"""`pliant reproduce NAME`: a paper's number beside ours."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pliant.cli.arguments import choose, parse
+
+NAMES = {"grokking": ("pliant.recipes.grokking", "GROKKING")}
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """Run a paper's experiment and print what it claims beside what came out here.
+
+    What is done is kept in the folder of the run, so the same command continues what was stopped.
+    """
+
+    scale: Literal["minute", "ten", "hour", "paper"] = "ten"
+    """About how long it takes on two processors, all seeds together; paper: the published configuration."""
+    run: Path | None = None
+    """Folder for the results; default: runs/reproduce-NAME-SCALE."""
+    dry_run: bool = False
+    """Only say what would be run, and about how long it would take."""
+    json: bool = False
+    """Print the claims as JSON."""
+
+
+def command(arguments: list[str]) -> int:
+    """The exit code of `pliant reproduce` with these arguments."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: pliant reproduce NAME [OPTIONS]\n\nnames:\n  grokking   grokking on demand: projection and "
+              "re-warming\n\nOptions: pliant reproduce NAME --help")  # fmt: skip
+        return 0
+    name = arguments[0]
+    where, attribute = choose("pliant reproduce", name, NAMES)
+    options = parse(ReproduceOptions, arguments[1:], f"pliant reproduce {name}", None)
+    from importlib import import_module
+
+    what = getattr(import_module(where), attribute)
+    if options.dry_run:
+        return _dry_run(what, options)
+    from pliant.recipes.reproduce import reproduce
+
+    folder = options.run or Path("runs") / f"reproduce-{name}-{options.scale}"
+    found = reproduce(what, options.scale, folder, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    _show(found, what, options)
+    return 0
+
+
+def _dry_run(what: Any, options: ReproduceOptions) -> int:
+    from pliant.core.plain import dumps
+
+    trials = what.trials(options.scale)
+    seconds = sum(what.seconds(trial) for trial in trials)
+    if options.json:
+        rows = [{"name": trial.name, "seed": trial.seed, "settings": dict(trial.settings)} for trial in trials]
+        print(dumps({"trials": rows, "seconds": seconds}))
+        return 0
+    for trial in trials:
+        print(f"{trial.name}, seed {trial.seed}: {', '.join(f'{k} {v:g}' for k, v in trial.settings.items())}")
+    print(f"{len(trials)} trials, about {_time(seconds)}")
+    return 0
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _show(found: dict[str, Any], what: Any, options: ReproduceOptions) -> None:
+    if options.json:
+        from pliant.core.plain import dumps
+
+        print(dumps(found))
+        return
+    print(f"{what.title}\n{what.cite}")
+    for claim in found["claims"]:
+        print(f"\n{claim['claim']}\n  paper   {claim['paper']} ({claim['known']})\n  ours    {claim['ours']}\n"
+              f"  spread  {claim['spread']}, {claim['seeds']} seed{'s' * (claim['seeds'] > 1)}\n"
+              f"  {claim['verdict']}")  # fmt: skip

@@ -1,0 +1,135 @@
+"""A paper's claim: its number beside ours.
+
+A reproduction is a list of trials for a scale, each of which is run on its own and kept in a file when it is done, so
+that a stopped reproduction goes on where it was; and a judge that makes claims of all their results.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pliant.core import UsageError
+from pliant.core.plain import dumps
+
+Scale = Literal["minute", "ten", "hour", "paper"]
+Verdict = Literal["reproduced", "direction only", "not reproduced", "not possible here"]
+Known = Literal["read", "transcribed", "secondary", "inferred"]
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: what it is called, its settings, its seed."""
+
+    name: str
+    settings: Mapping[str, Any]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.name, dict(self.settings), self.seed], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and what came out here.
+
+    Attributes:
+        claim: in words.
+        paper: its figure, and `known`: how that is known.
+        ours, spread: our figure and its range or deviation over `seeds`.
+        verdict: see `Verdict`; only what is known by reading or from a figure can be called reproduced.
+    """
+
+    claim: str
+    paper: str
+    known: Known
+    ours: str
+    spread: str
+    seeds: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A paper's experiment at several scales.
+
+    Attributes:
+        title: what it is about.
+        cite: the paper.
+        trials: of a scale.
+        run: one trial; is told of its progress by a share of 1 and a word.
+        judge: claims from the results of each trial by its key.
+        seconds: about how long a trial takes here, one after the other.
+    """
+
+    title: str
+    cite: str
+    trials: Callable[[Scale], Sequence[Trial]]
+    run: Callable[[Trial, Callable[[float, str], None]], Result]
+    judge: Callable[[Sequence[tuple[Trial, Result]]], Sequence[Claim]]
+    seconds: Callable[[Trial], float]
+
+
+Tell = Callable[[str], None]
+
+
+def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = lambda _: None) -> dict[str, Any]:
+    """Run what is missing in `folder`, judge, and return `{"claims": [...]}` as plain values.
+
+    Raises:
+        UsageError: the folder holds something else, or cannot be written.
+    """
+    file = folder / "trials.jsonl"
+    done = _done(file)
+    trials = what.trials(scale)
+    for number, trial in enumerate(trials, 1):
+        if trial.key in done:
+            tell(f"[{number}/{len(trials)}] {trial.name}, seed {trial.seed}: kept from before")
+            continue
+        began = time.perf_counter()
+        result = what.run(trial, _progress(tell, f"[{number}/{len(trials)}] {trial.name}, seed {trial.seed}"))
+        done[trial.key] = result | {"seconds": round(time.perf_counter() - began, 2)}
+        _keep(file, trial, done[trial.key])
+    results = [(trial, done[trial.key]) for trial in trials]
+    seconds = round(sum(result["seconds"] for _, result in results), 1)
+    return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in what.judge(results)]}
+
+
+def _progress(tell: Tell, title: str) -> Callable[[float, str], None]:
+    told = [-1]
+
+    def progress(share: float, word: str) -> None:
+        tenth = int(10 * share)
+        if tenth > told[0]:
+            told[0] = tenth
+            tell(f"{title}: {share:.0%}{word and ', '}{word}")
+
+    return progress
+
+
+def _done(file: Path) -> dict[str, Result]:
+    """Results by key; a line that a kill cut short is left out."""
+    if not file.exists():
+        return {}
+    found: dict[str, Result] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            found[row["key"]] = row["result"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return found
+
+
+def _keep(file: Path, trial: Trial, result: Result) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cut = file.exists() and not file.read_bytes().endswith(b"\n")
+        with open(file, "a", encoding="utf-8") as out:
+            out.write(("\n" if cut else "") + dumps({"key": trial.key, "result": result}) + "\n")
+    except OSError as error:
+        raise UsageError(f"{file.parent} cannot be written ({error.strerror or error})") from None
