@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import torch
@@ -68,12 +69,12 @@ def quartiles(values: list[float]) -> list[float]:
 def turns(
     runs: Mapping[str, Run], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round; the round before is not counted, and each begins with another run."""
+    """Seconds of each run in each round, in an order that is drawn anew; the round before is not counted."""
     took: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
+    order, random = list(runs), Random(0)
     for turn in range(-1, rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
+        random.shuffle(order)
+        for name in order:
             began = clock()
             runs[name]()
             if turn >= 0:
