@@ -152,6 +152,19 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def ahead(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Whoever is ahead of ours in bits, stream by stream."""
+    lines = []
+    for name, runs in found.items():
+        means = {n: statistics.fmean(row["members"][n]["bits"] for row in runs) for n in runs[0]["members"]}
+        better = sorted((mean, n) for n, mean in means.items() if mean < means["pliant"])
+        if better:
+            told = ", ".join(f"{n} by {means['pliant'] - mean:.3f}" for mean, n in better)
+            lines.append(f"- {name}: {told} bits per answer")
+    none = [f"Ours is first in bits on all {len(found)}."]
+    return ["Ahead of ours:", "", *lines] if lines else none
+
+
 def place(found: list[dict[str, Any]], of: str = "pliant") -> int:
     """Rank by mean bits, from 1."""
     means = {n: statistics.fmean(row["members"][n]["bits"] for row in found) for n in found[0]["members"]}
@@ -169,6 +182,7 @@ def draw() -> None:
         "CPU seconds of ours hold the first call of its kernels. What things cost is told from the newest runs alone.",
         "",
     ]
+    lines += [*ahead(rows(RESULTS / "streams.jsonl")), ""]
     for title, file in (("", "streams.jsonl"), ("## Later labels\n", "delays.jsonl")):
         found = rows(RESULTS / file)
         lines += [title] if title and found else []
