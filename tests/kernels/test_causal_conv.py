@@ -98,11 +98,31 @@ def test_the_custom_op_keeps_the_rules_of_torch() -> None:
         torch.library.opcheck(torch.ops.pliant.causal_conv.default, (x, weight, bias, history, reset, mask, 2))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_one_sentence() -> None:
-    with pytest.raises(UsageError, match="dilation is 0"):
-        causal_conv(ONE_TO_FIVE, TAPS, dilation=0)
-    with pytest.raises(UsageError, match="history has 3 steps, expected at least 1 and 6 steps"):
-        causal_conv(ONE_TO_FIVE, TAPS, history=torch.zeros(1, 3, 1), dilation=2)
+    x, weight, flag = torch.zeros(2, 5, 3), torch.zeros(4, 3), torch.zeros(2, 5, dtype=torch.bool)
+    for wrong, said in (
+        ({"dilation": 0}, "dilation 0"),
+        ({"x": x[0]}, "expected .B, T"),
+        ({"weight": weight[:0]}, "at least one tap"),
+        ({"weight": weight[:, :2]}, "weight is .4, 2., expected .4, 3."),
+        ({"bias": torch.zeros(2)}, "bias is .2,., expected .3,."),
+        ({"history": torch.zeros(2, 3, 3), "dilation": 2}, "history is .2, 3, 3., expected .2, 6, 3."),
+        ({"history": torch.zeros(1, 3, 3)}, "history is .1, 3, 3., expected .2, 3, 3."),
+        ({"reset": flag[:1]}, "reset is torch.bool .1, 5., expected"),
+        ({"mask": flag.long()}, "mask is torch.int64"),
+    ):
+        for form in ("loop", "numba"):  # which would read beyond arrays
+            with pytest.raises(UsageError, match=f"causal_conv: .*{said}"):
+                causal_conv(**({"x": x, "weight": weight, "form": form} | wrong))  # type: ignore[arg-type]
+
+
+@both_forms
+def test_only_what_a_tap_stands_on_is_read(form: str) -> None:
+    x = ONE_TO_FIVE.repeat(1, 2, 1)
+    x[0, 3] = torch.nan
+    y, _ = causal_conv(x, TAPS[:2], dilation=3, form=form)
+    assert y.isnan().flatten().tolist() == [i in (3, 6) for i in range(10)]
 
 
 @both_forms

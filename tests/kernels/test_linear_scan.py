@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_refused() -> None:
         {"a": x, "u": x[:, :2]},
         {"a": x, "u": x, "h0": torch.zeros(2, 3)},
         {"a": x, "u": x, "reset": torch.zeros(2, 4, dtype=torch.bool)},
+        {"a": x, "u": x, "reset": torch.zeros(2, 3)},
         {"a": x, "u": x, "form": "magic"},
         {"a": x[0], "u": x[0]},
     ):

@@ -274,6 +274,7 @@ def test_what_does_not_fit_is_refused() -> None:
         {"state": (pre[:1, 0, 0],) * 4},
         {"reset": torch.zeros(2, 4, dtype=torch.bool)},
         {"mask": torch.zeros(1, 3, dtype=torch.bool)},
+        {"reset": torch.zeros(2, 3, dtype=torch.int64)},
         {"form": "magic"},
     ):
         with pytest.raises(UsageError, match="scalar_memory"):

@@ -286,6 +286,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ("h0", torch.zeros(2, 2, 4)),
         ("reset", torch.zeros(2, 4, dtype=torch.bool)),
         ("mask", torch.zeros(3, 3, dtype=torch.bool)),
+        ("mask", torch.ones(2, 3)),
         ("form", "magic"),
     ):
         with pytest.raises(UsageError, match="selective_scan"):

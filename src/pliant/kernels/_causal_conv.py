@@ -53,14 +53,10 @@ def causal_conv(
         y: `(B, T, *E, D)` in the dtype of `x`, and the history for the next chunk in at least float32.
 
     Raises:
-        UsageError: dilation is not positive, or the history has another length.
+        UsageError: dilation is not positive, or shapes do not fit.
     """
+    _check(x, weight, bias, history, reset, mask, dilation)
     reach = (weight.shape[0] - 1) * dilation
-    if dilation < 1 or (history is not None and history.shape[1] != reach):
-        found = "none" if history is None else f"{history.shape[1]} steps"
-        raise UsageError(
-            f"causal_conv: dilation is {dilation} and history has {found}, expected at least 1 and {reach} steps"
-        )
     keep = torch.promote_types(x.dtype, torch.float32)
     if history is None:
         history = x.new_zeros(x.shape[0], reach, *x.shape[2:], dtype=keep)
@@ -71,20 +67,44 @@ def causal_conv(
     return conv(x, weight, bias, history.to(keep), reset, mask, dilation)
 
 
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor | None, reset: Tensor | None, mask: Tensor | None,
+    dilation: int,
+) -> None:  # fmt: skip
+    if x.ndim < 3 or weight.ndim != 2 or weight.shape[0] < 1 or dilation < 1:
+        raise UsageError(
+            f"causal_conv: x is {tuple(x.shape)}, weight {tuple(weight.shape)} and dilation {dilation}; "
+            "expected (B, T, ..., D), (K, D) with at least one tap, and at least 1"
+        )
+    expected = {
+        "weight": (weight, (weight.shape[0], x.shape[-1])),
+        "bias": (bias, (x.shape[-1],)),
+        "history": (history, (x.shape[0], (weight.shape[0] - 1) * dilation, *x.shape[2:])),
+    }
+    for name, (part, shape) in expected.items():
+        if part is not None and part.shape != shape:
+            raise UsageError(f"causal_conv: {name} is {tuple(part.shape)}, expected {shape} for x {tuple(x.shape)}")
+    for name, flag in (("reset", reset), ("mask", mask)):
+        if flag is not None and (flag.shape != x.shape[:2] or flag.dtype != torch.bool):
+            raise UsageError(
+                f"causal_conv: {name} is {flag.dtype} {tuple(flag.shape)}, expected torch.bool {tuple(x.shape[:2])}"
+            )
+
+
 def conv_loop(
     x: Tensor, weight: Tensor, bias: Tensor | None, history: Tensor, reset: Tensor | None, mask: Tensor | None,
     dilation: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Sums over taps in plain torch; shapes as in `causal_conv`."""
-    weight = _stuffed(weight, dilation)
     batch, steps = x.shape[:2]
-    reach, keep = weight.shape[0] - 1, history.dtype
+    reach, keep = history.shape[1], history.dtype
+    taps = list(zip(range(0, reach + 1, dilation), weight, strict=True))  # where each reads, and its row
     x = x if mask is None else _where(mask, x)  # not even their gradient may read masked steps
     padded = torch.cat([history.to(x.dtype), x], dim=1)
     if mask is None and reset is None:
         y = padded[:, :steps] * weight[0]
-        for k in range(1, reach + 1):
-            y = y + padded[:, k : k + steps] * weight[k]
+        for at, row in taps[1:]:
+            y = y + padded[:, at : at + steps] * row
         return (y if bias is None else y + bias), padded[:, steps:].to(keep)
 
     # Episode of each step; what was carried belongs to episode 0.
@@ -103,9 +123,9 @@ def conv_loop(
     now = episode[:, reach:]
 
     y = torch.zeros_like(x)
-    for k in range(reach + 1):
-        same = episode[:, k : k + steps] == now
-        y = y + _where(same, padded[:, k : k + steps]) * weight[k]
+    for at, row in taps:
+        same = episode[:, at : at + steps] == now
+        y = y + _where(same, padded[:, at : at + steps]) * row
     y = y if bias is None else y + bias
     if mask is not None:
         y = _where(mask, _pick(y, place.clamp(min=0)))

@@ -85,8 +85,10 @@ def _check(a: Tensor, u: Tensor, h0: Tensor | None, reset: Tensor | None) -> Non
     batch, steps, width = u.shape
     if h0 is not None and h0.shape != (batch, width):
         raise UsageError(f"linear_scan: h0 is {tuple(h0.shape)}, expected ({batch}, {width})")
-    if reset is not None and reset.shape != (batch, steps):
-        raise UsageError(f"linear_scan: reset is {tuple(reset.shape)}, expected ({batch}, {steps})")
+    if reset is not None and (reset.shape != (batch, steps) or reset.dtype != torch.bool):
+        raise UsageError(
+            f"linear_scan: reset is {reset.dtype} {tuple(reset.shape)}, expected torch.bool ({batch}, {steps})"
+        )
 
 
 # The fast form. Arrays are read and written in one direction only: forward along rising addresses, backward along

@@ -71,7 +71,8 @@ def scalar_memory(
     if state is None:
         start = pre.new_zeros(4, batch, heads, size, dtype=wide)
     else:
-        wide = torch.promote_types(wide, state[0].dtype)
+        for part in state:
+            wide = torch.promote_types(wide, part.dtype)
         start = torch.stack([part.to(wide) for part in state])
     forms = {"loop": _loop, "numba": _numba, "triton": _triton}
     # Exports are plain torch, and so is one step, which then costs no detour.
@@ -131,8 +132,10 @@ def _check(pre: Tensor, recurrent: Tensor, state: Any, reset: Tensor | None, mas
     if state is not None and [part.shape for part in state] != 4 * [(batch, heads, size)]:
         raise UsageError(f"scalar_memory: state must be h, c, n, m, each of shape {(batch, heads, size)}")
     for name, flag in (("reset", reset), ("mask", mask)):
-        if flag is not None and flag.shape != (batch, steps):
-            raise UsageError(f"scalar_memory: {name} is {tuple(flag.shape)}, expected {(batch, steps)}")
+        if flag is not None and (flag.shape != (batch, steps) or flag.dtype != torch.bool):
+            raise UsageError(
+                f"scalar_memory: {name} is {flag.dtype} {tuple(flag.shape)}, expected torch.bool {(batch, steps)}"
+            )
 
 
 # The fast form. Streams and heads share nothing, so a unit of work u is one head of one stream, heads first.

@@ -121,12 +121,15 @@ def _check(
         "C": (C, (batch, steps, size)),
         "D": (D, (channels,)),
         "h0": (h0, (batch, channels, size)),
-        "reset": (reset, (batch, steps)),
-        "mask": (mask, (batch, steps)),
     }
     for name, (x, shape) in expected.items():
         if x is not None and x.shape != shape:
             raise UsageError(f"selective_scan: {name} is {tuple(x.shape)}, expected {shape}")
+    for name, flag in (("reset", reset), ("mask", mask)):
+        if flag is not None and (flag.shape != (batch, steps) or flag.dtype != torch.bool):
+            raise UsageError(
+                f"selective_scan: {name} is {flag.dtype} {tuple(flag.shape)}, expected torch.bool {(batch, steps)}"
+            )
 
 
 # The fast form. A job is one stream and one block of channels; states lie as (N, M), so that loops on vectors run
