@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
@@ -24,6 +25,10 @@ class Operator:
         self._call = getattr(getattr(torch.ops, space), own).default
 
     def __call__(self, *arguments: Any) -> Any:
+        if forward_ad._current_level >= 0:  # whose tangents PyTorch would drop without a word
+            given = (x for x in arguments if isinstance(x, torch.Tensor) and x.dtype != torch.bool)
+            if any(forward_ad.unpack_dual(x).tangent is not None for x in given):
+                raise RuntimeError(f"{self._name} has no derivatives in forward mode; they need the readable form")
         return self._call(*arguments)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
