@@ -89,6 +89,32 @@ def test_a_reset_drops_even_a_state_that_is_not_finite(case: Case) -> None:
     close(module(x, broken, reset=reset)[0], module(x)[0])
 
 
+@every_mixer
+def test_what_is_not_finite_stays_in_its_episode_and_its_future(case: Case) -> None:
+    """However many steps are taken at once."""
+    module, x = case.module(), plain(case, steps=12)
+    reset = torch.zeros(3, 12, dtype=torch.bool)
+    reset[0, 7] = True
+    right, after = module(x, reset=reset)
+    x[0, 4] = torch.nan
+    y, state = module(x, reset=reset)
+    assert y[0, 4].isnan().any()
+    close(y[0, :4], right[0, :4])
+    close(y[0, 7:], right[0, 7:])
+    close(y[1:], right[1:])
+    same_state(state, after)
+    one_by_one = torch.stack([step.isnan() for step in _steps(module, x)], 1)
+    assert module(x)[0].isnan().equal(one_by_one)
+
+
+def _steps(module: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    ys, state = [], None
+    for t in range(x.shape[1]):
+        y, state = module.step(x[:, t], state)
+        ys.append(y)
+    return ys
+
+
 def _broken(part: Any) -> Any:
     if isinstance(part, torch.Tensor):
         return torch.full_like(part, torch.nan) if part.is_floating_point() else part
@@ -218,6 +244,20 @@ def test_no_steps_change_nothing(case: Case) -> None:
     y, after = module(x[:, :0], state)
     assert y.shape[1] == 0
     assert equal_states(after, state)
+
+
+@every_mixer
+def test_no_streams_and_no_extra_ones_are_allowed(case: Case) -> None:
+    module = case.module()
+    for batch, steps, extra in ((0, 5, ()), (0, 1, (2,)), (0, 0, ()), (2, 5, (0,)), (2, 1, (0,))):
+        x, flag = plain(case, batch, steps, extra), torch.ones(batch, steps, dtype=torch.bool)
+        for flags in ({}, {"reset": flag, "mask": flag}):
+            y, state = module(x, module.init_state(batch, extra), **flags)
+            assert y.shape == x.shape
+            fresh = module.init_state(batch, extra)
+            assert [part.shape for _, part in leaves(state)] == [part.shape for _, part in leaves(fresh)]
+            if steps:
+                y.sum().backward()
 
 
 @every_mixer

@@ -295,6 +295,22 @@ def test_one_step_is_plain_torch_and_few_operations() -> None:
     assert len([name for name in count.seen if not any(part in name for part in free)]) <= 24
 
 
+@pytest.mark.parametrize("form", ["loop", "parallel", "chunkwise", "numba"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_step_that_is_not_finite_spoils_what_follows_in_its_episode(form: str, bad: float) -> None:
+    reset = torch.zeros(2, 12, dtype=torch.bool)
+    reset[0, 7] = True
+    for which in range(1, 5):
+        given, state = problem(2, 12)
+        given[which].data[0, 4, 1] = bad
+        for flag, end in ((reset, 7), (None, 12)):
+            h, after = matrix_memory(*given, tuple(state), reset=flag, chunk=5, form=form)
+            spoiled = torch.zeros(2, 12, h.shape[2], dtype=torch.bool)
+            spoiled[0, 4:end, 1] = True
+            assert h.isfinite().all(-1).equal(~spoiled)
+            assert after.C.isfinite().all(-1).all(-1)[0].tolist() == [True, end == 7, *[True] * (h.shape[2] - 2)]
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_refused() -> None:
     inputs, state = problem(2, 3)
@@ -308,6 +324,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ((*inputs, (state[0], state[1], state[2][:1])), {}),
         (tuple(inputs), {"reset": torch.zeros(2, 4, dtype=torch.bool)}),
         (tuple(inputs), {"mask": torch.zeros(1, 3, dtype=torch.bool)}),
+        (tuple(inputs), {"mask": torch.ones(2, 3)}),
         (tuple(inputs), {"chunk": 0}),
         (tuple(inputs), {"form": "magic"}),
     ]

@@ -31,7 +31,7 @@ def limit(dtype: torch.dtype) -> float:
 
 
 @jit_fast
-def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m):  # type: ignore[no-untyped-def]
+def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, spoils):  # type: ignore[no-untyped-def]
     # In float64, so that f' and i' fit the m that is kept, however it is rounded.
     steps, heads = log_input.shape[1:]
     for r in range(m.shape[0]):
@@ -45,8 +45,12 @@ def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m):  # type: ign
             keep[r, t], enter[r, t] = 1, 0
             if exists:
                 carried, entering = np.float64(log_forget[b, t, h]) + before, np.float64(log_input[b, t, h])
-                m[r, t] = max(carried, entering)
-                keep[r, t], enter[r, t] = math.exp(carried - m[r, t]), math.exp(entering - m[r, t])
+                if carried < np.inf and entering < np.inf:
+                    m[r, t] = max(carried, entering)
+                    keep[r, t], enter[r, t] = math.exp(carried - m[r, t]), math.exp(entering - m[r, t])
+                else:  # NaN too
+                    m[r, t] = before
+                    spoils[r, t] = True
             else:
                 m[r, t] = before
             if fresh:
@@ -78,7 +82,33 @@ def _gates_back(log_input, log_forget, reset, mask, m0, m, dm, dinput, dforget, 
 
 
 @jit_fast
-def _load(q, k, v, mask, scale, row, start, chunks, q_, k_, v_):  # type: ignore[no-untyped-def]
+def _nothing(x):  # type: ignore[no-untyped-def]
+    """0 where x is finite, else NaN."""
+    total = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        total += x[j] * x.dtype.type(0)
+    return total
+
+
+@jit_fast
+def _spoil(spoils, reset, mask, h, carried, m):  # type: ignore[no-untyped-def]
+    """NaN from each step that is not finite up to the next reset, and in the memory after the last one."""
+    steps, heads = h.shape[1:3]
+    for r in range(spoils.shape[0]):
+        spoiled = False
+        for t in range(steps):
+            spoiled = spoils[r, t] or (spoiled and not reset[r // heads, t])
+            if spoiled and mask[r // heads, t]:
+                h[r // heads, t, r % heads] = np.nan
+        if spoiled:
+            carried[r] = np.nan
+            m[r, steps - 1] = np.nan
+
+
+@jit_fast
+def _load(q, k, v, mask, scale, row, start, chunks, q_, k_, v_, spoils):  # type: ignore[no-untyped-def]
+    # A step that is not finite writes nothing here: products over a chunk would carry it into what came before it, and
+    # over resets. See `_spoil`.
     steps, heads, keys = q.shape[1:]
     values = v.shape[3]
     size = q_.shape[1]
@@ -95,6 +125,10 @@ def _load(q, k, v, mask, scale, row, start, chunks, q_, k_, v_):  # type: ignore
                     k_[c, i, j] = k[b, t, h, j] * scale
                 for j in range(values):
                     v_[c, i, j] = v[b, t, h, j]
+                if not (_nothing(k_[c, i]) == 0 and _nothing(v_[c, i]) == 0):
+                    spoils[r, t] = True
+                    k_[c, i] = 0
+                    v_[c, i, :values] = 0
             else:
                 q_[c, i] = 0
                 k_[c, i] = 0
@@ -334,7 +368,8 @@ class _Arrays:
         self.mask = np.ones(q.shape[:2], np.bool_) if mask is None else _array(mask)
         self.log_input, self.log_forget, self.m0 = _array(log_input), _array(log_forget), _array(m0)
         self.keep, self.enter, self.m = (np.empty((plan.rows, plan.chunks * plan.size), number) for _ in range(3))
-        _run(_gates, *self.gates, self.keep, self.enter, self.m)
+        self.spoils = np.zeros(self.m.shape, np.bool_)
+        _run(_gates, *self.gates, self.keep, self.enter, self.m, self.spoils)
 
     @property
     def gates(self) -> tuple[np.ndarray, ...]:
@@ -352,7 +387,7 @@ class _Slab:
         self.count, self.dtype = (rows.stop - rows.start) * chunks, arrays.dtype
         self.q, self.k, self.v = (self.empty(plan.size, n) for n in (plan.keys, plan.keys, plan.values + 1))
         given = (arrays.q, arrays.k, arrays.v, arrays.mask, arrays.scale)
-        _run(_load, *given, self.row, self.start, chunks, self.q, self.k, self.v)
+        _run(_load, *given, self.row, self.start, chunks, self.q, self.k, self.v, arrays.spoils)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(self.count, *shape, dtype=self.dtype)
@@ -371,6 +406,8 @@ def _over_rows(job: Callable[[slice], None], plan: _Plan) -> None:
     A single product is too small to be worth sharing, and threads that share one stay awake and in the way after it.
     """
     threads = torch.get_num_threads()
+    if not plan.rows:
+        return
     if plan.rows < threads:
         job(slice(0, plan.rows))
         return
@@ -411,7 +448,7 @@ def memory_chunks(
     """h, memory and m after the last step; then for the way back qᵀn `(R, T)` and the memory before each chunk."""
     plan = _plan(q, v, chunk)
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
-    carried = memory.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
+    carried = memory.reshape(plan.rows, plan.keys * memory.shape[-1]).clone(memory_format=torch.contiguous_format)
     h, total = torch.empty(v.shape, dtype=v.dtype), torch.empty(plan.rows, plan.steps, dtype=v.dtype)
     starts = torch.empty(plan.rows, plan.chunks if differentiable else 0, carried.shape[1], dtype=v.dtype)
 
@@ -419,9 +456,11 @@ def memory_chunks(
         for first, chunks in _slabs(plan, rows.stop - rows.start, q.element_size()):
             before = _slab_forward(_Slab(arrays, rows, first, chunks), arrays, carried[rows], h, total[rows])
             if differentiable:
-                starts[rows, first : first + chunks] = before.view(-1, chunks, carried.shape[1])
+                starts[rows, first : first + chunks] = before.view(rows.stop - rows.start, chunks, carried.shape[1])
 
     _over_rows(job, plan)
+    if arrays.spoils.any():
+        _run(_spoil, arrays.spoils, arrays.reset, arrays.mask, h, carried, arrays.m)
     m = torch.from_numpy(arrays.m[:, plan.steps - 1].copy())
     return h, carried.reshape(memory.shape), m.reshape(m0.shape), total, starts.flatten()
 
@@ -466,8 +505,11 @@ def _memory_backward(
     arrays = _Arrays(plan, (q, k, v, log_input, log_forget, m0), reset, mask, eps)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     dm, dinput, dforget = (np.zeros_like(arrays.m) for _ in range(3))
-    carried = grad_last.reshape(plan.rows, -1).clone(memory_format=torch.contiguous_format)
-    before, read = starts.view(plan.rows, plan.chunks, -1), _Read(_array(grad_h), _array(h), _array(total))
+    carried = grad_last.reshape(plan.rows, plan.keys * memory.shape[-1]).clone(memory_format=torch.contiguous_format)
+    before, read = (
+        starts.view(plan.rows, plan.chunks, carried.shape[1]),
+        _Read(_array(grad_h), _array(h), _array(total)),
+    )
 
     def job(rows: slice) -> None:
         own = _Read(read.grad, read.h, read.total[rows])

@@ -98,7 +98,7 @@ def matrix_memory(
         wide = torch.promote_types(wide, x.dtype)
     memory = _fresh(q, v, wide) if state is None else Memory(*(x.to(wide) for x in state))
     if not steps:
-        return v, memory
+        return v.clone(), memory
     size = _chunk_size(q.shape[-1], v.shape[-1]) if chunk is None else chunk
     h, memory = run(*(x.to(wide) for x in given[:5]), memory, reset, mask, size, eps)
     return h.to(v.dtype), memory
@@ -140,12 +140,14 @@ def _check(
         expected |= {
             f"{name} of the state": (x, torch.Size(s)) for name, x, s in zip(Memory._fields, state, shapes, strict=True)
         }
-    expected |= {
-        name: (x, q.shape[:2]) for name, x in (("reset", reset), ("mask", mask)) if x is not None
-    }  # fmt: skip
     for name, (x, shape) in expected.items():
         if x.shape != shape:
             raise UsageError(f"matrix_memory: {name} is {tuple(x.shape)}, expected {tuple(shape)}")
+    for name, flag in (("reset", reset), ("mask", mask)):
+        if flag is not None and (flag.shape != q.shape[:2] or flag.dtype != torch.bool):
+            raise UsageError(
+                f"matrix_memory: {name} is {flag.dtype} {tuple(flag.shape)}, expected torch.bool {tuple(q.shape[:2])}"
+            )
     if chunk is not None and chunk < 1:
         raise UsageError(f"matrix_memory: chunk is {chunk}, expected at least 1 step")
 
@@ -271,25 +273,28 @@ def _one_chunk(
     """All steps of a chunk; q, k `(B, H, L, K)`, v `(B, H, L, V)`, gates `(B, H, L)`, reset `(B, L)`."""
     C, n, m_before = memory
     steps = q.shape[2]
+    # A step that is not finite writes nothing here: products would carry it into what came before it, and over resets.
+    fine = ((k * 0).sum(-1) + (v * 0).sum(-1) == 0) & (log_input < torch.inf) & (log_forget < torch.inf)
+    k, v = (torch.where(fine[..., None], x, 0) for x in (k, v))
+    log_input, log_forget = torch.where(fine, log_input, -torch.inf), torch.where(fine, log_forget, 0)
     later = torch.ones(steps, steps, dtype=torch.bool, device=q.device).tril(-1)
     # log f_{s+1} + … + log f_t at [t, s]: sums, since differences of sums would cancel.
     between = torch.where(later, log_forget[..., None], 0).cumsum(-2)
     log_decay = between + log_input[..., None, :]
     from_start = log_forget.cumsum(-1) + m_before[..., None]
     if reset is None:
-        unbroken = None
-        log_decay = log_decay.masked_fill(~later & ~torch.eye(steps, dtype=torch.bool, device=q.device), -torch.inf)
+        unbroken, same = None, ~later.mT
         base = from_start
     else:
         episode = reset.long().cumsum(-1)
         unbroken = (episode == 0)[:, None]
-        same = (episode[:, :, None] == episode[:, None, :]) & ~later.mT
-        log_decay = log_decay.masked_fill(~same[:, None], -torch.inf)
+        same = ((episode[:, :, None] == episode[:, None, :]) & ~later.mT)[:, None]
         # The sum from the latest reset on, where m starts at zero.
         place = torch.where(reset, torch.arange(steps, device=q.device), 0).cummax(-1).values
         place = place[:, None].expand_as(log_forget)
         since = between.gather(-1, place[..., None]).squeeze(-1) + log_forget.gather(-1, place)
         base = torch.where(unbroken, from_start, since)
+    log_decay = log_decay.masked_fill(~same, -torch.inf)
     m = torch.maximum(base, log_decay.amax(-1))
     decay = torch.exp(log_decay - m[..., None])
     keep = torch.exp(base - m)
@@ -304,7 +309,11 @@ def _one_chunk(
     if unbroken is not None:
         C, n = torch.where(unbroken[..., -1:, None], C, 0), torch.where(unbroken[..., -1:], n, 0)
     key = k * decay[..., -1, :, None]
-    return h, Memory(last[..., None] * C + key.mT @ v, last * n + key.sum(-2), m[..., -1])
+    spoiled = (same & ~fine[..., None, :]).any(-1)
+    end = spoiled[..., -1:]
+    C = torch.where(end[..., None], torch.nan, last[..., None] * C + key.mT @ v)
+    n, m = torch.where(end, torch.nan, last * n + key.sum(-2)), torch.where(end[..., 0], torch.nan, m[..., -1])
+    return torch.where(spoiled[..., None], torch.nan, h), Memory(C, n, m)
 
 
 # The fast form on a CPU.

@@ -85,6 +85,7 @@ class _Attention(SequenceMixer):
         q, k, v = (
             _to_streams(part(x).unflatten(-1, state.keys.shape[-2:])) for part in (self.query, self.key, self.value)
         )
+        steps = _steps_after(state.steps, x.shape[1], reset, mask)
         # Extra axes are streams of their own: (B E, T, H, K).
         keys, values = (part.flatten(0, len(extra)) for part in (state.keys, state.values))
         past = AttentionState(keys, values, _repeat(state.steps, streams))
@@ -92,7 +93,7 @@ class _Attention(SequenceMixer):
         y, last = causal_attention(q, k, v, past, self.window, read, reset=reset, mask=mask)
         y = y.flatten(2).reshape(x.shape[0], streams, *x.shape[1:2], self.width).transpose(1, 2).reshape(x.shape)
         keys, values = (part.reshape(state.keys.shape) for part in (last.keys, last.values))
-        return self.out(y.to(x.dtype)), AttentionState(keys, values, last.steps[::streams])
+        return self.out(y.to(x.dtype)), AttentionState(keys, values, steps)
 
     @abstractmethod
     def _read(self, count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> int:
@@ -143,6 +144,8 @@ class FullAttention(_Attention):
         if torch.compiler.is_compiling():
             torch._assert_async((longest <= self.kept).all(), "FullAttention: an episode has more than max_steps steps")
             return self.kept
+        if not len(count):
+            return 0
         read, most = torch.stack([count.max(), longest.max()]).tolist()
         if most > self.kept:
             raise UsageError(
@@ -182,18 +185,10 @@ def causal_attention(
     k, v = torch.cat([state.keys.to(wide), k], 1), torch.cat([state.values.to(wide), v], 1)
 
     near, keys, values = (part[:, size - read :] for part in (episode, k, v))
-    if reset is not None:
-        keys, values = (_readable(part, near, read) for part in (keys, values))
     y = _banded(q, keys, values, near, window)
     if mask is not None:
         y = where_steps(mask, _pick(y, (mask.long().cumsum(1) - 1).clamp(min=0)))
     return y, _kept(k, v, episode, state, reset, mask)
-
-
-def _readable(x: Tensor, episode: Tensor, read: int) -> Tensor:
-    """x `(B, P + T, H, K)` without the `read` = P kept steps where no new one sees them: they may not be finite."""
-    used = (episode[:, read:] == 0).any(1, keepdim=True)
-    return torch.cat([where_steps(used.expand(-1, read), x[:, :read]), x[:, read:]], 1)
 
 
 def _kept(
@@ -210,13 +205,19 @@ def _kept(
     if reset is not None:
         last = reset.long().sum(1, keepdim=True)
         k, v = (where_steps(episode == last, part) for part in (k, v))
-    count = steps_since_reset(state.steps, steps, reset, mask)[:, -1] if steps else state.steps
-    return AttentionState(k, v, count)
+    return AttentionState(k, v, _steps_after(state.steps, steps, reset, mask))
+
+
+def _steps_after(count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> Tensor:
+    return steps_since_reset(count, steps, reset, mask)[:, -1] if steps else count
 
 
 def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: int) -> Tensor:
     """Attention of the last T of P + T steps, block by block, since no block sees further back than the window."""
     steps, past = q.shape[1], keys.shape[1] - q.shape[1]
+    # What is not finite reaches those that see it: a product with the weight zero would carry it to all.
+    fine = ((keys * 0).sum((2, 3)) + (values * 0).sum((2, 3))) == 0
+    keys, values = where_steps(fine, keys), where_steps(fine, values)
     cos, sin = rotation(keys.shape[1], q.shape[-1], q)
     q, keys = rotate(q, cos[past:], sin[past:]), rotate(keys, cos, sin)
     at = torch.arange(keys.shape[1], device=q.device)
@@ -234,7 +235,8 @@ def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: i
         part = q[:, start : now.stop - past], keys[:, span], values[:, span]
         queries, *seen = (x.transpose(1, 2) for x in part)
         y = F.scaled_dot_product_attention(queries, seen[0], seen[1], attn_mask=visible[:, None])
-        outputs.append(y.transpose(1, 2))
+        spoiled = (visible & ~fine[:, None, span]).any(-1)
+        outputs.append(torch.where(spoiled[..., None, None], torch.nan, y.transpose(1, 2)))
     return torch.cat(outputs, 1) if outputs else q
 
 
