@@ -31,10 +31,10 @@ def limit(dtype: torch.dtype) -> float:
 
 
 @jit_fast
-def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, spoils):  # type: ignore[no-untyped-def]
+def _gates(log_input, log_forget, reset, mask, m0, keep, enter, m, spoils, first, stop):  # type: ignore[no-untyped-def]
     # In float64, so that f' and i' fit the m that is kept, however it is rounded.
     steps, heads = log_input.shape[1:]
-    for r in range(m.shape[0]):
+    for r in range(first, stop):
         b, h = r // heads, r % heads
         before = np.float64(m0[b, h])
         for t in range(m.shape[1]):
@@ -369,7 +369,9 @@ class _Arrays:
         self.log_input, self.log_forget, self.m0 = _array(log_input), _array(log_forget), _array(m0)
         self.keep, self.enter, self.m = (np.empty((plan.rows, plan.chunks * plan.size), number) for _ in range(3))
         self.spoils = np.zeros(self.m.shape, np.bool_)
-        _run(_gates, *self.gates, self.keep, self.enter, self.m, self.spoils)
+        given = (*self.gates, self.keep, self.enter, self.m, self.spoils)
+        # A step takes three exponentials.
+        over_jobs(lambda *part: _gates(*given, *part), plan.rows, 16 * plan.rows * plan.steps)
 
     @property
     def gates(self) -> tuple[np.ndarray, ...]:
