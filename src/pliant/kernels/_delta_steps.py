@@ -195,7 +195,7 @@ def delta_steps(
     """
     o, last, starts = _outputs(k, u, start, differentiable)
     arrays = [_array(x) for x in (q, k, u, e, decay)]
-    arrays += [_flags(reset, k), _array(start), o.numpy(), last.numpy(), starts.numpy()]
+    arrays += [_flags(reset, k), _array(start), o.numpy(), last.numpy(), _by_span(starts, k, u)]
     rows = k.shape[0] * k.shape[2]
     over_jobs(lambda first, stop: _forward(*arrays, first, stop), rows, k.numel() * u.shape[3] // LANES)
     return o, last, starts
@@ -204,9 +204,17 @@ def delta_steps(
 def _outputs(k: Tensor, u: Tensor, start: Tensor, differentiable: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, steps, heads, rows = k.shape
     spans = (steps + SPAN - 1) // SPAN if differentiable else 0
+    # What is kept is in one row, so that a compiled graph for one span is also one for more.
     o = torch.empty_like(u, memory_format=torch.contiguous_format)
     last = torch.empty_like(start, memory_format=torch.contiguous_format)
-    return o, last, u.new_empty(batch * heads, spans, rows, u.shape[3])
+    return o, last, u.new_empty(batch * heads * spans * rows * u.shape[3])
+
+
+def _by_span(starts: Tensor, k: Tensor, u: Tensor) -> np.ndarray:
+    """What is kept as `(B H, T / SPAN, K, V)`, or `(B H, 0, K, V)`."""
+    batch, steps, heads, rows = k.shape
+    spans = -(-steps // SPAN) if starts.numel() else 0
+    return starts.view(batch * heads, spans, rows, u.shape[3]).numpy()
 
 
 @operator("pliant::delta_rule_backward")
@@ -219,7 +227,7 @@ def _delta_backward(
     found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, u, e, decay)]
     dS = grad_last.clone(memory_format=torch.contiguous_format)
     arrays = [_array(x) for x in (q, k, u, e, decay)]
-    arrays += [_flags(reset, k), starts.numpy(), _array(grad_o), dS.numpy(), *(x.numpy() for x in found)]
+    arrays += [_flags(reset, k), _by_span(starts, k, u), _array(grad_o), dS.numpy(), *(x.numpy() for x in found)]
     rows = k.shape[0] * k.shape[2]
     over_jobs(lambda first, stop: _backward(*arrays, first, stop), rows, k.numel() * u.shape[3] // LANES)
     return *found, dS  # type: ignore[return-value]

@@ -285,15 +285,24 @@ def _scan(
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     h, marks = _turned(h0), _marks(u, A, keep)
     inputs = [_array(u), _array(dt), _turned(A).numpy(), _array(B), _array(C), _array(D), _flags(reset), _flags(mask)]
-    outputs = [h.numpy(), marks.numpy(), y.numpy()]
+    outputs = [h.numpy(), _by_chunk(marks, u, A), y.numpy()]
     over_jobs(lambda *part: _forward(*inputs, *outputs, *part), *_jobs(u, A))
     return y, _turned(h), marks
 
 
 def _marks(u: Tensor, A: Tensor, keep: bool) -> Tensor:
-    """Room for the state before each chunk, `(B, T / CHUNK, N, M)`; none where nothing is to be kept."""
+    """Room for the state before each chunk; none where nothing is to be kept.
+
+    In one row, so that a compiled graph for one chunk is also one for more.
+    """
     chunks = (u.shape[1] + CHUNK - 1) // CHUNK if keep else 0
-    return torch.empty(u.shape[0], chunks, A.shape[1], A.shape[0], dtype=u.dtype, device=u.device)
+    return torch.empty(u.shape[0] * chunks * A.shape[1] * A.shape[0], dtype=u.dtype, device=u.device)
+
+
+def _by_chunk(marks: Tensor, u: Tensor, A: Tensor) -> np.ndarray:
+    """The same as `(B, T / CHUNK, N, M)`, or `(B, 0, N, M)`."""
+    chunks = -(-u.shape[1] // CHUNK) if marks.numel() else 0
+    return marks.view(u.shape[0], chunks, A.shape[1], A.shape[0]).numpy()
 
 
 @operator("pliant::selective_scan_backward")
@@ -308,7 +317,7 @@ def _scan_backward(
     dB, dC = (torch.empty(blocks, *B.shape, dtype=B.dtype) for _ in range(2))
     dh = _turned(grad_last)
     inputs = [_array(u), _array(dt), _turned(A).numpy(), _array(B), _array(C), _array(D), _flags(reset), _flags(mask)]
-    inputs += [_array(marks), _array(grad_y)]
+    inputs += [_by_chunk(marks, u, A), _array(grad_y)]
     outputs = [x.numpy() for x in (dh, du, ddt, dA, dB, dC, dD)]
     over_jobs(lambda *part: _backward(*inputs, *outputs, *part), *_jobs(u, A))
     return du, ddt, _turned(dA.sum(0)), dB.sum(0), dC.sum(0), dD.sum(0), _turned(dh)
