@@ -29,7 +29,7 @@ from pliant.bench import (
 )
 from pliant.bench.cases import ALL_KERNELS, ALL_MIXERS
 from pliant.bench.clock import LEAST, Copy, kept_for_backward, resident_peak, take_turns
-from pliant.bench.compare import WHATS, _Growth, makers_of, bytes_moved, check
+from pliant.bench.compare import WHATS, _Growth, bytes_moved, check, makers_of
 from pliant.bench.show import duration, lengths_figure, lengths_table, times_figure, times_table
 from pliant.core import UsageError
 
