@@ -157,6 +157,7 @@ ALL_MIXERS: dict[str, Callable[[Any, int, int], mixers.SequenceMixer]] = {
     "RGLRU": lambda kind, width, steps: kind(width, heads_of(width)),
     "GatedLRU": lambda kind, width, steps: kind(width, num_heads=heads_of(width)),
     "MLSTM": lambda kind, width, steps: kind(width, heads_of(width)),
+    "DenseMLSTM": lambda kind, width, steps: kind(width, heads_of(width)),
     "SLSTM": lambda kind, width, steps: kind(width, heads_of(width)),
     "GatedDelta": lambda kind, width, steps: kind(width, heads_of(width)),
     "S6": lambda kind, width, steps: kind(width),
