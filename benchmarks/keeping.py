@@ -2,14 +2,12 @@
 
 python benchmarks/keeping.py                       # whatever is missing in docs/results/keeping.jsonl
 python benchmarks/keeping.py --worlds permute --nets feed-forward
-python benchmarks/keeping.py --draw                # docs/keeping.md and its figures
-python benchmarks/keeping.py --ledger
 
 permute: the pixels of scikit-learn's digits in a new order after each pass over them, 400 tasks. random: 400 of the
 images with classes drawn anew, 12 passes per task, 200 tasks: only memorizing helps. Each image is answered before it
 is learned.
 
-Each arm has SIX settings, tried with a seed of its own on a quarter of the tasks; the one with the best online
+Each arm has six settings, tried with a seed of its own on a quarter of the tasks; the one with the best online
 accuracy is run with five other seeds over all tasks.
 """
 
@@ -101,11 +99,10 @@ class Arm:
 
     Attributes:
         settings: six pairs of a rate and a strength.
-        keep: upkeep from a strength and the questions of a task (which the arm may not use to know when one begins).
+        keep: upkeep from a strength; none is told when a task begins.
         decay: decoupled weight decay, from a strength.
         project: keywords of `normalize_and_project`; None leaves matrices free.
         normed: whether the feed-forward net has norms before its nonlinearities.
-        fresh: whether a `Rewarm` in `keep` sets the rate.
     """
 
     settings: tuple[tuple[float, Any], ...]

@@ -109,7 +109,7 @@ def _measure(folder: Path, x: Tensor, theirs: Callable[[], float], rounds: int, 
     small = quantize_weights(model)
     figures = {**errors(model, small, x, torch.from_numpy(np.load(folder / "y.npy")))}
     size = sum(p.numel() for p in model.parameters())
-    floor, token = torch.ones(size), x[:, :TOKENS]
+    floor, between, token = torch.ones(size), torch.ones(size), x[:, :TOKENS]
     young, old = (model(token, aged(model, steps - 1))[1] for steps in (10, age))
     runs = {
         "ours": lambda: model(token, young),
@@ -119,7 +119,10 @@ def _measure(folder: Path, x: Tensor, theirs: Callable[[], float], rounds: int, 
     }
     taken: dict[str, list[float]] = {name: [] for name in (*runs, "xlstm")}
     for turn in range(rounds + 5):
-        found = {name: seconds(run) for name, run in runs.items()} | {"xlstm": theirs()}
+        found = {}
+        for name, run in (*runs.items(), ("xlstm", None)):
+            between.sum()  # all find the caches alike, whoever was before them
+            found[name] = theirs() if run is None else seconds(run)
         if turn >= 5:
             for name, value in found.items():
                 taken[name].append(value)
