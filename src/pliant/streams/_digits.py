@@ -85,28 +85,32 @@ class Items(Passive):
         self.held_out = torch.zeros(count, dtype=torch.bool)
         self.held_out[torch.from_numpy(held)] = True
         self._orders: dict[int, Tensor] = {}
+        first, last = torch.zeros(2, batch, steps, dtype=torch.bool)
+        first[:, 0] = last[:, -1] = True
+        # The same for every question, and nobody writes into a question.
+        self._first, self._last, self._rows = first, last, torch.arange(batch)
+        self._all = torch.ones_like(first)
 
     def pair(self, index: int) -> tuple[Question, Answer] | None:
         if self.questions is not None and index >= self.questions:
             return None
         items = self._items(index)
-        batch, steps = self.spec.batch, self.spec.steps
-        rows, time = torch.arange(batch), index * steps
-        first, last = torch.zeros(2, batch, steps, dtype=torch.bool)
-        first[:, 0] = last[:, -1] = True
-        question = Question(self.inputs[items], first, torch.ones_like(first), time, rows)
+        steps, rows = self.spec.steps, self._rows
+        time = index * steps
+        question = Question(self.inputs[items], self._first, self._all, time, rows)
         over_steps = [values[items, None].expand(-1, steps) for values in (self.labels, self.held_out)]
         item = items[:, None].expand(-1, steps)
         tags = {"item": item, "held_out": over_steps[1].long()}
-        return question, Answer(over_steps[0], last, last & ~over_steps[1], time, rows, tags=tags)
+        return question, Answer(over_steps[0], self._last, self._last & ~over_steps[1], time, rows, tags=tags)
 
     def _items(self, index: int) -> Tensor:
-        count = len(self.labels)
-        places = torch.arange(index * self.spec.batch, (index + 1) * self.spec.batch)
-        return torch.cat([
-            self._order(turn)[places[places // count == turn] % count]
-            for turn in range(int(places[0]) // count, int(places[-1]) // count + 1)
-        ])  # fmt: skip
+        count, batch = len(self.labels), self.spec.batch
+        turn, start = divmod(index * batch, count)
+        parts = [self._order(turn)[start : start + batch]]
+        while (missing := batch - sum(map(len, parts))) > 0:
+            turn += 1
+            parts.append(self._order(turn)[:missing])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _order(self, turn: int) -> Tensor:
         if turn not in self._orders:

@@ -139,14 +139,20 @@ class _Tasks:
         if every < 1:
             raise UsageError(f"drift: every is {every}, expected at least 1 answer")
         self.spec, self.every = spec, every
+        self._made: dict[int, Tensor] = {}
 
     def of(self, time: int, rows: Tensor) -> Tensor:
         return (self.spec.asked_before(time) + rows) // self.every
 
     def per_row(self, time: int, rows: Tensor, make: Callable[[int], Tensor]) -> Tensor:
-        """`make(task)` for the task of each row, `(R, size)`; few rows lie on a border, so few are made."""
+        """`make(task)` for the task of each row, `(R, size)`."""
         task, which = self.of(time, rows).unique(return_inverse=True)
-        return torch.stack([make(int(t)) for t in task])[which]
+        tasks = task.tolist()
+        # Most questions lie within the task of the one before.
+        self._made = {one: self._made[one] if one in self._made else make(one) for one in tasks}
+        if len(tasks) == 1:
+            return self._made[tasks[0]].expand(len(rows), -1)
+        return torch.stack(list(self._made.values()))[which]
 
     def tag(self, said: Answer) -> Answer:
         task = self.of(said.time, said.rows)[:, None].expand(-1, said.target_mask.shape[1])
