@@ -7,6 +7,7 @@ C only once: what each reads from C before the first of them, and C after the la
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,10 +19,10 @@ from pliant.kernels._few_rows import plain, project
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._math import exp, one, zero
 
-SPAN = 4
-"""Steps that share a sweep over C; their queries, keys, values and results stay in registers and the first cache."""
+SPAN = 3
+"""Steps that share a sweep over C, as many as a step of an environment has tokens (return, observation, action)."""
 
-STEPS = 2 * SPAN
+STEPS = 8
 """Steps that are few: more are faster in chunks."""
 
 LOWEST = -1e30  # a closed input gate, as in `matrix_memory`
@@ -130,26 +131,25 @@ def _decays(gates, reset, mask, m, D, keep, m0):  # type: ignore[no-untyped-def]
 def _sweep(C, q, k, v, keep, after, read):  # type: ignore[no-untyped-def]
     """read `(SPAN, V)` = q `(SPAN, K)` C; after = keep C + kᵀ v, where a C that is not kept need not be finite."""
     read[:] = zero(keep)
-    read0, read1, read2, read3 = read[0], read[1], read[2], read[3]
-    v0, v1, v2, v3 = v[0], v[1], v[2], v[3]
+    read0, read1, read2 = read[0], read[1], read[2]
+    v0, v1, v2 = v[0], v[1], v[2]
     half = (C.shape[0] + 1) // 2
     for i in range(half):  # two rows that are far from each other, since one after the other would wait for memory
         n = min(i + half, C.shape[0] - 1)
-        p0, p1, p2, p3 = q[0, i], q[1, i], q[2, i], q[3, i]
-        q0, q1, q2, q3 = q[0, n], q[1, n], q[2, n], q[3, n]
+        p0, p1, p2 = q[0, i], q[1, i], q[2, i]
+        q0, q1, q2 = q[0, n], q[1, n], q[2, n]
         if i + half > n:  # of an odd number the last is read once
-            q0, q1, q2, q3 = zero(keep), zero(keep), zero(keep), zero(keep)
-        j0, j1, j2, j3 = k[0, i], k[1, i], k[2, i], k[3, i]
-        k0, k1, k2, k3 = k[0, n], k[1, n], k[2, n], k[3, n]
+            q0, q1, q2 = zero(keep), zero(keep), zero(keep)
+        j0, j1, j2 = k[0, i], k[1, i], k[2, i]
+        k0, k1, k2 = k[0, n], k[1, n], k[2, n]
         for j in range(C.shape[1]):
             x, y = C[i, j], C[n, j]
             read0[j] += p0 * x + q0 * y
             read1[j] += p1 * x + q1 * y
             read2[j] += p2 * x + q2 * y
-            read3[j] += p3 * x + q3 * y
             x, y = (keep * x if keep else zero(keep)), (keep * y if keep else zero(keep))
-            after[i, j] = x + j0 * v0[j] + j1 * v1[j] + j2 * v2[j] + j3 * v3[j]
-            after[n, j] = y + k0 * v0[j] + k1 * v1[j] + k2 * v2[j] + k3 * v3[j]
+            after[i, j] = x + j0 * v0[j] + j1 * v1[j] + j2 * v2[j]
+            after[n, j] = y + k0 * v0[j] + k1 * v1[j] + k2 * v2[j]
 
 
 @jit_fast
@@ -197,7 +197,7 @@ def _heads(up, reset, mask, w, inputs, gates, C, n, m, C_, n_, m_, eps, norm_eps
     v, read = np.empty((SPAN, size), np.float32), np.empty((SPAN, size), np.float32)
     D, numbers = np.empty((SPAN, SPAN), np.float32), np.empty((3, SPAN), np.float32)
     keep, tops, totals = numbers[0], numbers[1], numbers[2]
-    spare, answers = np.empty((size if steps > SPAN else 0, size), np.float32), np.empty((SPAN, size), np.float32)
+    answers, spare = np.empty((SPAN, size), np.float32), np.empty((2, size if steps > SPAN else 0, size), np.float32)
     scale = np.float32(1 / math.sqrt(size))
     for u in range(first, stop):
         b, h = u // heads, u % heads
@@ -231,8 +231,9 @@ def _heads(up, reset, mask, w, inputs, gates, C, n, m, C_, n_, m_, eps, norm_eps
                         n_[b, h, j] += k[s, j]
                 else:
                     k[s], v[s] = zero(scale), zero(scale)
-            # Of two sweeps the first writes beside, so that none reads what it writes.
-            before, after = C[b, h] if start == 0 else spare, C_[b, h] if end == steps else spare
+            # All but the last write beside, so that none reads what it writes.
+            turn = start // SPAN % 2
+            before, after = C[b, h] if start == 0 else spare[1 - turn], C_[b, h] if end == steps else spare[turn]
             _sweep(before, q, k, v, keep[last], after, read)
             for t in range(count):
                 floor = np.float32(math.exp(-max(tops[t], -LARGEST)))
@@ -283,6 +284,16 @@ def _block(x, reset, mask, w, conv, C, n, m, conv_, C_, n_, m_, eps, norm_eps, o
             flat[r, j] += rows[r, j]
 
 
+@jit_fast
+def _blocks_in_turn(x, reset, mask, weights, before, after, eps, norm_eps, out):  # type: ignore[no-untyped-def]
+    out[:] = x
+    for i in range(len(weights)):
+        conv, C, n, m = before[i]
+        conv_, C_, n_, m_ = after[i]
+        x = out.copy()
+        _block(x, reset, mask, weights[i], conv, C, n, m, conv_, C_, n_, m_, eps, norm_eps, out)
+
+
 def few_steps(x: Tensor) -> bool:
     """Whether x `(B, T, ...)` is few steps without extra axes, in inference, float32 on the CPU."""
     return x.ndim == 3 and 0 < x.shape[1] <= STEPS and 0 < x.shape[0] <= STEPS // x.shape[1] and plain(x)
@@ -305,24 +316,37 @@ class BlockWeights(NamedTuple):
     inner: StepWeights
 
 
-def mlstm_block_steps(
+def mlstm_blocks_steps(
     x: Tensor,
-    weights: BlockWeights,
-    conv: Tensor,
-    memory: tuple[Tensor, Tensor, Tensor],
+    weights: tuple[BlockWeights, ...],
+    states: Sequence[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]],
     reset: Tensor | None,
     mask: Tensor | None,
     norm_eps: float,
     eps: float = 1e-6,
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """x + mLSTM(norm(x)) of a few steps, x `(B, T, D)`, by one thread; conv and memory after the last."""
+) -> tuple[Tensor, list[tuple[Tensor, tuple[Tensor, ...]]]]:
+    """x + mLSTM(norm(x)) of a few steps for one block after the other, by one thread.
+
+    One call for all of them: between two calls, Python would have to be fetched anew, past which the weights of a
+    block have just streamed.
+
+    Args:
+        x: `(B, T, D)`.
+        weights: of each block, all of one kind.
+        states: conv and memory of each block, see `mlstm_steps`.
+        reset, mask, norm_eps, eps: as there.
+
+    Returns:
+        what comes out of the last block, and the states after the last step.
+    """
     keep_freed_memory()
     flags = _flags(reset, False, x), _flags(mask, True, x)
-    before = [part.contiguous() for part in (conv, *memory)]
-    y, *after = (torch.empty(part.shape) for part in (x, *before))
-    states = [part.numpy() for part in (*before, *after)]
-    _block(x.numpy(), *flags, weights, *states, np.float32(eps), np.float32(norm_eps), y.numpy())
-    return y, after[0], (after[1], after[2], after[3])
+    before = tuple(tuple(part.contiguous().numpy() for part in (conv, *memory)) for conv, memory in states)
+    after = tuple(tuple(np.empty(part.shape, np.float32) for part in parts) for parts in before)
+    y = np.empty(x.shape, np.float32)
+    _blocks_in_turn(x.numpy(), *flags, weights, before, after, np.float32(eps), np.float32(norm_eps), y)
+    made = [[torch.from_numpy(part) for part in parts] for parts in after]
+    return torch.from_numpy(y), [(conv, tuple(memory)) for conv, *memory in made]
 
 
 @cache

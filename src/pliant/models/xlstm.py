@@ -16,6 +16,7 @@ Departures: gains of norms are stored as they are, not less 1; resets and masks 
 import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
 from pliant.kernels import Memory
 from pliant.kernels._few_rows import plain
-from pliant.kernels._mlstm_steps import BlockWeights, StepWeights, few_steps, mlstm_block_steps, takes
+from pliant.kernels._mlstm_steps import BlockWeights, StepWeights, few_steps, mlstm_blocks_steps, takes
 from pliant.mixers import MLSTM, SLSTM, SequenceMixer
 from pliant.mixers.base import where_steps
 from pliant.mixers.linear import Linear
@@ -72,15 +73,10 @@ class Block(nn.Module):
         self.mixer = mixer
         self.ffn_norm = None if ffn is None else norm(mixer.width)
         self.ffn = ffn
-        self._arrays = Kept(_as_arrays)
 
     def forward(
         self, x: Tensor, state: Any, *, reset: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Any]:
-        weights = self._arrays.of(self) if few_steps(x) and type(state) is MLSTMState else None
-        if weights is not None and takes(state.conv, state.memory):
-            y, conv, memory = mlstm_block_steps(x, weights, state.conv, state.memory, reset, mask, NORM_EPS)
-            return y, MLSTMState(conv, Memory(*memory))
         mixed, state = self.mixer(self.norm(x), state, reset=reset, mask=mask)
         x = x + mixed
         if self.ffn is not None and self.ffn_norm is not None:
@@ -94,9 +90,29 @@ class Block(nn.Module):
         return roles
 
 
-def _as_arrays(block: nn.Module) -> BlockWeights | None:
-    """For `mlstm_block_steps`; None if the block is no mLSTM block, or its weights are of another kind."""
-    assert isinstance(block, Block)
+TOGETHER = 4
+"""Blocks in one pass; fewer take one each. Numba compiles for each number of them, so there are two."""
+
+Run = tuple[range, tuple[BlockWeights, ...]]
+"""Blocks by their numbers, and their weights; none if the blocks are called one by one."""
+
+
+def _runs(stack: nn.Module) -> list[Run]:
+    """The blocks of a stack in order, those together that few steps can take in one pass."""
+    assert isinstance(stack, BlockStack)
+    runs: list[Run] = []
+    weights = [_as_arrays(block) for block in stack.blocks]
+    for kind, run in groupby(weights, key=lambda w: None if w is None else (w.up.dtype, w.down.dtype)):
+        found = list(run)
+        while found:
+            size, first = TOGETHER if len(found) >= TOGETHER else 1, runs[-1][0].stop if runs else 0
+            taken, found = found[:size], found[size:]
+            runs.append((range(first, first + size), () if kind is None else tuple(w for w in taken if w)))
+    return runs
+
+
+def _as_arrays(block: Block) -> BlockWeights | None:
+    """For `mlstm_blocks_steps`; None if the block is no mLSTM block, or its weights are of another kind."""
     norm, mixer = block.norm, block.mixer
     if type(norm) is not nn.LayerNorm or norm.bias is not None or type(mixer) is not MLSTM or block.ffn is not None:
         return None
@@ -128,6 +144,7 @@ class BlockStack(SequenceMixer):
         self.width = width
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = norm
+        self._arrays = Kept(_runs)
 
     def init_state(self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None) -> XLSTMState:
         return XLSTMState(tuple(block.mixer.init_state(batch, extra, device=device) for block in self.blocks))
@@ -141,10 +158,16 @@ class BlockStack(SequenceMixer):
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> tuple[Float[Tensor, "B T *E D"], XLSTMState]:
         x, state = self.start(x, state, reset, mask)
-        after = []
-        for block, before in zip(self.blocks, state.blocks, strict=True):
-            x, new = block(x, before, reset=reset, mask=mask)
-            after.append(new)
+        after: list[Any] = []
+        for places, weights in (self._arrays.of(self) if few_steps(x) else None) or [(range(len(self.blocks)), ())]:
+            before = [state.blocks[i] for i in places]
+            if weights and all(takes(*part) for part in before):
+                x, made = mlstm_blocks_steps(x, weights, before, reset, mask, NORM_EPS)
+                after += [MLSTMState(conv, Memory(*memory)) for conv, memory in made]
+                continue
+            for i in places:
+                x, new = self.blocks[i](x, state.blocks[i], reset=reset, mask=mask)
+                after.append(new)
         y = self.norm(x)
         return (y if mask is None else where_steps(mask, y)), XLSTMState(tuple(after))
 
