@@ -30,6 +30,7 @@ from pliant.models import SequenceClassifier
 from pliant.optim import (
     ContinualBackprop,
     Isometry,
+    Probe,
     Rewarm,
     Schedule,
     ShrinkPerturb,
@@ -87,6 +88,29 @@ class FeedForward(nn.Module):
         return nn.functional.cross_entropy(output.movedim(-1, 1), targets, reduction="none")
 
 
+class Anew(Upkeep):
+    """Begin again from the first parameters when the loss has risen: what an arm that keeps something has to beat."""
+
+    def __init__(self, detector: Cusum):
+        self.detector = detector
+
+    def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.first = [p.detach().clone() for p in model.parameters()]
+
+    def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
+        if self.detector.update(probe.nats):
+            torch._foreach_copy_(list(model.parameters()), self.first)
+            optimizer.state.clear()
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self.first, "detector": self.detector.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first = state["first"]
+        self.detector.load_state_dict(state["detector"])
+
+
 def make(net: str, normed: bool) -> nn.Module:
     if net == "feed-forward":
         return FeedForward(normed)
@@ -132,6 +156,21 @@ ARMS = {
     "shrink-perturb": Arm(both(1e-4, 1e-3), keep=lambda s: [ShrinkPerturb(s, 10 * s)]),
     "continual": Arm(both(1e-4, 1e-3), keep=lambda s: [ContinualBackprop(s)]),
     "isometry": Arm(both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))]),
+    "norm-isometry": Arm(
+        both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))], normed=True
+    ),
+    "norm-toward-init": Arm(both(0.1, 1.0), keep=lambda s: [TowardInit(s)], normed=True),
+    "isometry-toward-init": Arm(
+        both(0.1, 1.0), keep=lambda s: [TowardInit(s), Isometry(detector=Cusum(settle=20, threshold=6.0))]
+    ),
+    "norm-isometry-toward-init": Arm(
+        both(0.1, 1.0), keep=lambda s: [TowardInit(s), Isometry(detector=Cusum(settle=20, threshold=6.0))], normed=True
+    ),
+    "project-isometry": Arm(
+        both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))], project={}, normed=True
+    ),
+    "anew": Arm(both(6.0, 10.0), keep=lambda s: [Anew(Cusum(settle=20, threshold=s))]),
+    "norm-anew": Arm(both(6.0, 10.0), keep=lambda s: [Anew(Cusum(settle=20, threshold=s))], normed=True),
     "rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], normed=True),
     "project": Arm(alone(), project={}, normed=True),
     "project-hyperball": Arm(alone((1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 6e-2)), project={"hyperball": True}, normed=True),
@@ -147,7 +186,7 @@ NETS = ("feed-forward", "recurrent")
 
 def arms_of(net: str) -> dict[str, Arm]:
     """Our recurrent net has norms before all that they could stand before, so there `norm` would be `adam`."""
-    return {name: arm for name, arm in ARMS.items() if net == "feed-forward" or name != "norm"}
+    return {name: arm for name, arm in ARMS.items() if net == "feed-forward" or not name.startswith("norm")}
 
 
 def learner(net: str, arm: Arm, rate: float, strength: Any, seed: int) -> Learner:
