@@ -46,9 +46,9 @@ def test_every_kind_of_change_runs_and_is_told(change: str, by: str, tmp_path: P
     assert learn(tmp_path / "run", "--change", change, "--by", by, "--json", "--delay", "1") == 0
     summary = strict(capsys.readouterr().out)
     assert summary["answers"] == 528
-    assert set(summary["members"]) == {"pliant", "majority", "no-change", "frozen", "retrained"}
+    assert set(summary["members"]) == {"pliant", "plain", "majority", "no-change", "frozen", "retrained"}
     assert summary["members"]["no-change"]["bits_saved"] == 0
-    assert sum(member["answers"] for member in summary["members"].values()) == 5 * 528
+    assert sum(member["answers"] for member in summary["members"].values()) == 6 * 528
     assert {"first visit", "held out"} <= set(summary["members"]["pliant"]["visits"])
     rows = [strict(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert rows[-1]["answers"] == 528
@@ -61,6 +61,16 @@ def test_equal_runs_are_equal_to_the_byte_and_other_seeds_are_not(done: Path, tm
         assert learn(tmp_path / name, "--seed", seed) == 0
     one, same, other = ((run / "records.jsonl").read_bytes() for run in (done, tmp_path / "same", tmp_path / "other"))
     assert one == same != other
+
+
+def test_plain_is_the_run_without_keep_and_several_ways_may_stand_between_commas(tmp_path: Path) -> None:
+    kept, plain = tmp_path / "kept", tmp_path / "plain"
+    assert learn(kept, "--keep", "normalize-project,rewarm", "--opponents", "plain,majority") == 0
+    assert learn(plain, "--keep", "--opponents", "majority") == 0
+    with_, without = (json.loads((run / "summary.json").read_text())["members"] for run in (kept, plain))
+    assert set(with_) - set(without) == {"plain"}
+    assert with_["plain"]["total_bits"] == without["pliant"]["total_bits"] != with_["pliant"]["total_bits"]
+    assert json.loads((kept / "config.json").read_text())["config"]["keep"] == ["normalize-project", "rewarm"]
 
 
 def test_resuming_a_finished_run_changes_nothing_but_the_report(copied: Path, capsys: Capture) -> None:

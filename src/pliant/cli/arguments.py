@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import typing
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ def parse(kind: Any, arguments: list[str], prog: str, default: Any, positional: 
         name = argument.split("=")[0]
         if name.startswith("--") and name.replace("_", "-") not in known:
             raise Misuse(f"{prog} has no option {name}{nearest(name, sorted(known))} See {prog} --help")
+    arguments = _apart(arguments, default)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -53,6 +55,32 @@ def parse(kind: Any, arguments: list[str], prog: str, default: Any, positional: 
         if stop.code in (0, None):
             raise
         raise Misuse(f"{prog}: {_sentence(said.getvalue())}; see {prog} --help") from None
+
+
+def _apart(arguments: list[str], default: Any) -> list[str]:
+    """The arguments, with words that belong to an option of several words parted at commas: `--keep a,b`."""
+    several, parted, inside = _several(default), list[str](), False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            inside = name in several
+            parted += [name, *value.split(",")] if inside and equals else [argument]
+        else:
+            parted += argument.split(",") if inside else [argument]
+    return parted
+
+
+def _several(default: Any) -> set[str]:
+    """Options that take several of a few known words; a name of a column may have a comma in it."""
+    names: set[str] = set()
+    for field in dataclasses.fields(default) if dataclasses.is_dataclass(default) else ():
+        value = getattr(default, field.name)
+        if isinstance(value, tuple):
+            words = typing.get_args(typing.get_type_hints(type(default))[field.name])
+            if words and typing.get_origin(words[0]) is typing.Literal:
+                names.add("--" + field.name.replace("_", "-"))
+        names |= _several(value)
+    return names
 
 
 def _option_names(of: Any) -> set[str]:

@@ -7,7 +7,7 @@ random    a fixed subset with a random class per image, drawn anew: nothing can 
           Lyle et al. 2023, arXiv:2303.01486, and others)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pliant.core import UsageError
@@ -15,7 +15,7 @@ from pliant.core.seeds import seeded
 from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, bptt
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
-from pliant.optim import Schedule, adamw, warmup
+from pliant.optim import Keeper, adamw, keeping, warmup, warmup_cosine
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Panel, Scoring
 from pliant.streams import Stream, digits, drift
@@ -25,9 +25,11 @@ IMAGES = 1797
 MAX_WINDOW = 4096
 VISITS_PER_TASK = 8
 WARMUP = 50
+AGAIN = warmup_cosine(5, 150, floor=0.3)
+"""Of the rate with --keep rewarm, by updates since the loss rose."""
 RETRAIN_PASSES = 4
 
-Opponent = Literal["majority", "no-change", "frozen", "retrained"]
+Opponent = Literal["plain", "majority", "no-change", "frozen", "retrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,13 @@ class DigitsConfig:
     """Steps that gradients reach back (1 to 4096)."""
     lr: float = 3e-3
     """Learning rate of AdamW."""
+    keep: tuple[Keeper, ...] = ("toward-init",)
+    """Ways in which the learner is kept able to learn, as in --keep normalize-project,rewarm; none if left empty."""
     retrain: int = 2000
     """Answers between two trainings from scratch of the opponent that is retrained, and their sliding window."""
-    opponents: tuple[Opponent, ...] = ("majority", "no-change", "frozen", "retrained")
-    """Who else answers; no-change always does, since bits are counted against it."""
+    opponents: tuple[Opponent, ...] = ("plain", "majority", "no-change", "frozen", "retrained")
+    """Who else answers: plain is the same learner without --keep, if it has any; no-change is always there, since
+    bits are counted against it."""
     seed: int = 0
     """Of the stream, the model and everything else."""
 
@@ -101,11 +106,12 @@ def learner(config: DigitsConfig, source: Stream, name: str = "model") -> Learne
     """A learner for the stream `source`; `name` decides its first weights."""
     with seeded(config.seed, name):
         model = SequenceClassifier.sized(config.size, source.spec.num_features, source.spec.num_outputs, readout="mean")
+    optimizer = adamw(model, config.lr)
     return Learner(
         model,
-        adamw(model, config.lr),
+        optimizer,
         bptt(config.window),
-        [Schedule(warmup(WARMUP))],
+        keeping(config.keep, model, optimizer, warmup(WARMUP), again=AGAIN),
         streams=source.spec.batch,
         remember=config.delay + 2,
         seed=config.seed,
@@ -123,18 +129,20 @@ def life(config: DigitsConfig) -> Life:
     """The whole run as a life: learner, stream, and the panel of opponents with all scores."""
     source = stream(config)
     ours = learner(config, source)
+    plain = replace(config, keep=())
     classes, remember = source.spec.num_outputs, config.delay + 2
     makers = {
+        "plain": lambda: learner(plain, source),
         "majority": lambda: Majority(classes, remember),
         "no-change": lambda: NoChange(classes, remember),
         "frozen": lambda: Frozen(ours, after=config.answers // 5),
         "retrained": lambda: Retrained(
-            lambda number: learner(config, source, f"retrained/{number}"),
+            lambda number: learner(plain, source, f"retrained/{number}"),
             every=config.retrain,
             window=config.retrain,
             passes=RETRAIN_PASSES,
         ),
     }
-    wanted = dict.fromkeys([*config.opponents, REFERENCE])
+    wanted = dict.fromkeys([*(name for name in config.opponents if name != "plain" or config.keep), REFERENCE])
     opponents: dict[str, Predictor] = {name: make() for name, make in makers.items() if name in wanted}
     return Life(learner=ours, stream=source, panel=Panel(ours, opponents, Scoring(by="visit", names=drift.VISITS)))

@@ -9,7 +9,7 @@ from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, bptt
 from pliant.learn.references import LastLabel, Marginal, Seasonal
 from pliant.learn.trees import Boosting, River
 from pliant.models.table import TableModel
-from pliant.optim import Schedule, adamw, inverse_sqrt
+from pliant.optim import Keeper, adamw, inverse_sqrt, keeping
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Changes, Panel, Scoring, row_nats
 from pliant.recipes.watch import Watched
@@ -39,9 +39,19 @@ TRAININGS = 25
 """Trainings from scratch in a run, unless --retrain says otherwise."""
 
 Opponent = Literal[
-    "majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting", "hoeffding-tree", "adaptive-forest"
-]
-STANDARD: tuple[Opponent, ...] = ("majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting")
+    "plain", "majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting", "hoeffding-tree",
+    "adaptive-forest",
+]  # fmt: skip
+STANDARD: tuple[Opponent, ...] = (
+    "plain",
+    "majority",
+    "mean",
+    "no-change",
+    "seasonal",
+    "frozen",
+    "retrained",
+    "boosting",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +101,16 @@ class SeriesConfig:
     lr: float | None = None
     """Learning rate of AdamW at its highest; it falls with the square root of time, down to a floor. Default: 0.003,
     less by square roots for a long --horizon, whose targets overlap, and for a --chunk below 8."""
+    keep: tuple[Keeper, ...] = ()
+    """Ways in which the learner is kept able to learn, as in --keep normalize-project,rewarm. Default: none."""
     tune: float | None = None
     """Minutes in which to choose --lr, --chunk and --size, as far as they are not given, by what they earn on the first
     fifth of the rows. Default: none, the defaults are used."""
     retrain: int | None = None
     """Rows between two trainings from scratch of the opponents that are retrained. Default: a 25th of the table."""
     opponents: tuple[Opponent, ...] = STANDARD
-    """Who else answers; those that do not fit the task are left out, and no-change always answers."""
+    """Who else answers; those that do not fit the task are left out, and no-change always answers. plain is the same
+    learner without --keep."""
     seed: int = 0
     """Of the model and of everything else that is drawn."""
 
@@ -229,11 +242,12 @@ def learner(
     """
     with seeded(config.seed, name):
         model = TableModel(columns, width=32 * config.size)
+    optimizer = adamw(model, shape.lr)
     return Learner(
         model,
-        adamw(model, shape.lr),
+        optimizer,
         bptt(shape.window, every=shape.chunk if live or streams > 1 else 1, revisit=True),
-        [Schedule(inverse_sqrt(WARMUP, SCALE / shape.chunk, FLOOR))],
+        keeping(config.keep, model, optimizer, inverse_sqrt(WARMUP, SCALE / shape.chunk, FLOOR)),
         streams=streams,
         remember=max(MAX_WAITING, shape.remember * shape.chunk) if live else shape.remember,
         seed=config.seed,
@@ -269,18 +283,21 @@ def _opponents(config: SeriesConfig, series: Series, shape: Shape, ours: Learner
     columns, keep = series.columns, {"remember": shape.remember}
     numbers = columns.task != "classify"
     trees: dict[str, Any] = {"seed": config.seed, "groups": series.streams, **keep}
+    plain = replace(config, keep=())
     makers: dict[str, Any] = {
         "mean" if numbers else "majority": lambda: Marginal(columns, **keep),
         "no-change": lambda: LastLabel(columns, **keep),
         "frozen": lambda: Frozen(ours, after=shape.rows // 5),
         "retrained": lambda: Retrained(
-            lambda number: learner(config, columns, shape, series.streams, f"retrained/{number}"),
+            lambda number: learner(plain, columns, shape, series.streams, f"retrained/{number}"),
             every=shape.retrain, window=5 * shape.retrain, passes=PASSES,
         ),
         "boosting": lambda: Boosting(columns, every=shape.retrain, window=5 * shape.retrain, **trees),
         "hoeffding-tree": lambda: River(columns, "hoeffding-adaptive-tree", **trees),
         "adaptive-forest": lambda: River(columns, "adaptive-random-forest", **trees),
     }  # fmt: skip
+    if config.keep:
+        makers["plain"] = lambda: learner(plain, columns, shape, series.streams)
     if columns.season is not None:
         makers["seasonal"] = lambda: Seasonal(columns, **keep)
     wanted = dict.fromkeys([*config.opponents, REFERENCE])
