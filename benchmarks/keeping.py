@@ -2,6 +2,8 @@
 
 python benchmarks/keeping.py                       # whatever is missing in docs/results/keeping.jsonl
 python benchmarks/keeping.py --worlds permute --nets feed-forward
+python benchmarks/keeping.py --draw                # docs/keeping.md and its figure
+python benchmarks/keeping.py --ledger
 
 permute: the pixels of scikit-learn's digits in a new order after each pass over them, 400 tasks. random: 240 of the
 images with classes drawn anew, 10 passes per task, 200 tasks: only memorizing helps. Each image is answered before it
@@ -15,12 +17,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from _ledger import DOCS
+from _keeping_page import PLAIN, REFERENCE, best, by_place, draw, of
+from _ledger import DOCS, append
 from torch import Tensor, nn
 
 from pliant.core import Answer, seeded
@@ -125,7 +128,8 @@ class Arm:
         settings: six pairs of a rate and a strength.
         keep: upkeep from a strength; none is told when a task begins.
         decay: decoupled weight decay, from a strength.
-        project: keywords of `normalize_and_project`; None leaves matrices free.
+        project: keywords of `normalize_and_project`; None leaves matrices free. Arms named joint hold the joint length
+            of gain and bias of each norm too.
         normed: whether the feed-forward net has norms before its nonlinearities.
     """
 
@@ -166,19 +170,21 @@ ARMS = {
     "norm-isometry-toward-init": Arm(
         both(0.1, 1.0), keep=lambda s: [TowardInit(s), Isometry(detector=Cusum(settle=20, threshold=6.0))], normed=True
     ),
-    "project-isometry": Arm(
-        both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))], project={}, normed=True
-    ),
     "anew": Arm(both(6.0, 10.0), keep=lambda s: [Anew(Cusum(settle=20, threshold=s))]),
     "norm-anew": Arm(both(6.0, 10.0), keep=lambda s: [Anew(Cusum(settle=20, threshold=s))], normed=True),
     "rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], normed=True),
     "project": Arm(alone(), project={}, normed=True),
     "project-hyperball": Arm(alone((1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 6e-2)), project={"hyperball": True}, normed=True),
     "project-rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], project={}, normed=True),
-    "project-continual": Arm(both(1e-4, 1e-3), keep=lambda s: [ContinualBackprop(s)], project={}, normed=True),
-    "project-toward-init": Arm(both(0.1, 1.0), keep=lambda s: [TowardInit(s)], project={}, normed=True),
-    "project-shrink-perturb": Arm(
-        both(1e-4, 1e-3), keep=lambda s: [ShrinkPerturb(s, 10 * s)], project={}, normed=True
+    "joint": Arm(alone(), project={"gains": "joint"}, normed=True),
+    "joint-rewarm": Arm(both(0.03, 0.3), keep=lambda s: [rewarm(s)], project={"gains": "joint"}, normed=True),
+    "joint-continual": Arm(
+        both(1e-4, 1e-3), keep=lambda s: [ContinualBackprop(s)], project={"gains": "joint"}, normed=True
+    ),
+    "joint-toward-init": Arm(both(0.1, 1.0), keep=lambda s: [TowardInit(s)], project={"gains": "joint"}, normed=True),
+    "joint-isometry": Arm(
+        both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))],
+        project={"gains": "joint"}, normed=True,
     ),
 }  # fmt: skip
 NETS = ("feed-forward", "recurrent")
@@ -269,13 +275,40 @@ def key_of(world: str, net: str, arm: str, setting: tuple[float, Any], tasks: in
     return {"world": world, "net": net, "arm": arm, "rate": rate, "strength": strength, "tasks": tasks, "seed": seed}
 
 
+def ledger(seeds: Sequence[int]) -> None:
+    """A line for each world and net that have been run: plain Adam, the best arm, and who begins anew."""
+    for (world, net), arms in by_place(lines(), seeds).items():
+        shown = {PLAIN: arms[PLAIN], (winner := best(arms)): arms[winner]}
+        shown |= {arm: arms[arm] for arm in REFERENCE if arm in arms}
+        told = {
+            f"{arm}: online accuracy, last tenth minus first, its deviation, speed": [
+                *(statistics.fmean(of(runs, name)) for name in ("accuracy", "change")),
+                statistics.stdev(of(runs, "change")),
+                statistics.fmean(of(runs, "speed")),
+            ]
+            for arm, runs in shown.items()
+        }
+        plain, kept = (statistics.fmean(of(arms[arm], "change")) for arm in (PLAIN, winner))
+        append(
+            f"{net}, {world}: the best arm learns late tasks as fast as early ones where plain Adam loses ten points",
+            "python benchmarks/keeping.py --ledger",
+            {**told, "arms": len(arms), "settings each": 6, "seeds": len(seeds)},
+            holds=kept >= 0 and plain <= -0.1,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--worlds", nargs="*", default=list(WORLDS))
     parser.add_argument("--nets", nargs="*", default=list(NETS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--ledger", action="store_true")
     options = parser.parse_args()
+    if options.draw or options.ledger:
+        draw(lines(), options.seeds)
+        return ledger(options.seeds) if options.ledger else None
     FILE.parent.mkdir(exist_ok=True)
     for world in options.worlds:
         for net in options.nets:
