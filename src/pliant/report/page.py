@@ -11,7 +11,8 @@ import numpy as np
 
 from pliant.core import Disk, UsageError
 from pliant.core.record import OUTCOMES
-from pliant.report.figures import figures, shared_figures
+from pliant.report.figures import Figure, figures, shared_figures
+from pliant.report.kept import kept_figure
 from pliant.report.load import Loaded, Total, column, labelled, load, speed
 from pliant.report.style import OURS, REFERENCE
 from pliant.report.tables import Table, error_ratio, settings, tables
@@ -88,10 +89,15 @@ def _section(run: Loaded, prefix: str) -> dict[str, Any]:
         "verdict": _verdict(run),
         "notes": _notes(run),
         "tiles": _tiles(run) if run.names else [],
-        "figures": figures(run, prefix) if run.names else [],
+        "figures": _figures(run, prefix) if run.names else [],
         "tables": [table for table in tables(run) if table.rows] if run.names else [],
         "settings": [table for table in settings(run) if table.rows],
     }
+
+
+def _figures(run: Loaded, prefix: str) -> list[Figure]:
+    kept = kept_figure(run, prefix)
+    return [*([kept] if kept else []), *figures(run, prefix)]
 
 
 def _asked(run: Loaded) -> str:

@@ -7,8 +7,9 @@ OURS, REFERENCE = "pliant", "no-change"
 # Okabe & Ito 2008: told apart by color-blind readers too. Each opponent keeps its color on every page.
 BLUE, ORANGE = "#0072B2", "#D55E00"
 PALETTE = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-COLORS = {OURS: BLUE, "retrained": ORANGE, "boosting": "#009E73", "frozen": "#CC79A7", "majority": "#E69F00",
-          "mean": "#E69F00", REFERENCE: "#666666", "seasonal": "#56B4E9", "hoeffding-tree": "#000000",
+COLORS = {OURS: BLUE, "plain": "#7a5c00", "retrained": ORANGE, "boosting": "#009E73", "frozen": "#CC79A7",
+          "majority": "#E69F00", "mean": "#E69F00", REFERENCE: "#666666", "seasonal": "#56B4E9",
+          "hoeffding-tree": "#000000",
           # Of another set for color-blind readers, Tol 2021, since Okabe & Ito have no more.
           "adaptive-forest": "#882255"}  # fmt: skip
 STRANGER = "#999933"
