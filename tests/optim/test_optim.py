@@ -1,15 +1,18 @@
 """AdamW by roles, and rates over updates."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from pliant.core import Role, seeded
+from pliant.core import Role, generator, seeded
 from pliant.core.roles import MIXING
 from pliant.models import SequenceClassifier
-from pliant.optim import adamw, warmup, warmup_cosine
+from pliant.optim import Probe, Schedule, adamw, normalize_and_project, warmup, warmup_cosine
+from tests.optim.test_projection import first_matrix, invariant_loss
 
 
 def model() -> SequenceClassifier:
@@ -148,3 +151,30 @@ def test_a_closure_is_called() -> None:
     optimizer = adamw(net)
     train(net, optimizer, 2)
     assert optimizer.step(lambda: 7.0) == 7.0
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_schedule_of_the_effective_rate_turns_matrices_as_a_projection_does(adaptive: bool) -> None:
+    def learned(project: bool) -> tuple[Tensor, float]:
+        weight = nn.Parameter(first_matrix().detach())
+        kind: Any = torch.optim.Adam([weight], lr=0.05, eps=0.0) if adaptive else torch.optim.SGD([weight], lr=0.5)
+        model = nn.ParameterList([weight])
+        fall = warmup_cosine(1, 40, floor=0.2)
+        schedule = Schedule(fall, effective=not project)
+        if project:
+            normalize_and_project(kind, model, roles={"0": Role.MATRIX})
+        schedule.init(model, kind)
+        start = weight.detach().norm()
+        for update in range(1, 31):
+            (weight.grad,) = torch.autograd.grad(invariant_loss(weight), weight)
+            if adaptive:
+                weight.grad *= float(weight.detach().norm() / start)  # moments are of gradients at one length
+            kind.step()
+            with torch.no_grad():
+                schedule.apply(model, kind, Probe(update, generator(0, "x"), None))  # type: ignore[arg-type]
+        return (weight / weight.norm()).detach(), float(weight.detach().norm() / start)
+
+    (free, grown), (projected, held) = learned(False), learned(True)
+    assert grown > 1.01
+    assert held == pytest.approx(1.0, abs=1e-9)
+    torch.testing.assert_close(free, projected, rtol=0, atol=1e-9)

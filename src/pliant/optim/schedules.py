@@ -5,34 +5,58 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pliant.core.rates import norms, power_of
 from pliant.optim.base import Probe, Upkeep
+
+FIRST = "initial_norms"
 
 
 class Schedule(Upkeep):
     """Multiply each group's first learning rate by `factor(update)`, where update counts from 0.
 
-    The rate is a function of the update alone, so there is nothing to save but the first rates,
-    which live in the optimizer's groups as `initial_lr`.
+    With `effective` the factor is one of the effective rate: the rate of a group whose matrices have grown grows with
+    them, by the geometric mean of their ratios to their first norms, to the power of `power_of`. With one matrix to a
+    group the directions of matrices before a norm are then those of `normalize_and_project` (Lyle et al. 2024,
+    arXiv:2407.01800), with no norm held. Parameters with fewer than two axes keep the rate of their group.
+
+    There is nothing to save but the first rates and norms, which live in the optimizer's groups.
     """
 
-    def __init__(self, factor: Callable[[int], float]):
-        self.factor = factor
+    def __init__(self, factor: Callable[[int], float], *, effective: bool = False):
+        self.factor, self.effective = factor, effective
 
     def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
+            if self.effective:
+                group.setdefault(FIRST, norms(_matrices(group)).tolist())
         set_rates(optimizer, self.factor(0))
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
-        return {"lr": set_rates(optimizer, self.factor(probe.update))}
+        lr = set_rates(optimizer, self.factor(probe.update))
+        return {"lr": self._follow(optimizer) if self.effective else lr}
+
+    def _follow(self, optimizer: torch.optim.Optimizer) -> float:
+        """Give each group the rate that its present norms need; the rate of the first group."""
+        power = power_of(optimizer)
+        for group in optimizer.param_groups:
+            now, first = norms(_matrices(group)).double().cpu(), torch.tensor(group[FIRST], dtype=torch.float64)
+            grown = (now / first)[(now > 0) & (first > 0)]
+            if len(grown):
+                group["lr"] *= float(grown.log().mean().exp()) ** power
+        return float(optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _matrices(group: dict[str, Any]) -> list[Tensor]:
+    return [p.detach() for p in group["params"] if p.ndim >= 2]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
