@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pliant.core.change import LIMIT, Cusum
+from pliant.core.change import LIMIT, Cusum, Foreign
 
 SETTLED = 2000
 
@@ -150,3 +150,36 @@ def test_a_saved_detector_goes_on_to_the_same_alarms() -> None:
     assert [one.update(value) for value in values[250:]] == [two.update(value) for value in values[250:]]
     assert one.state_dict() == two.state_dict()
     assert not any(first)
+
+
+class Above:
+    """A detector as river has them: a change is a mean of the last four that is 1 from the first four."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+        self.drift_detected = False
+
+    def update(self, value: float) -> None:
+        self.seen.append(value)
+        apart = abs(sum(self.seen[-4:]) - sum(self.seen[:4])) / 4
+        self.drift_detected = len(self.seen) >= 8 and apart > 1
+
+
+def test_a_foreign_detector_tells_rises_and_not_falls() -> None:
+    detector = Foreign(Above)
+    assert not any(detector.update(value) for value in [5.0] * 10 + [math.nan] + [2.0] * 10)
+    assert not detector.values or 5.0 not in detector.values  # the fall was a change, which began it anew
+    found = [place for place, value in enumerate([2.0] * 10 + [9.0] * 10) if detector.update(value)]
+    assert found
+    assert found[0] >= 10
+
+
+def test_a_saved_foreign_detector_goes_on_to_the_same_alarms() -> None:
+    values = [1.0, 1.1, 0.9, 1.0, 1.2, 0.8] + [4.0] * 12
+    one = Foreign(Above)
+    for value in values[:7]:
+        one.update(value)
+    two = Foreign(Above)
+    two.load_state_dict(one.state_dict())
+    assert [one.update(value) for value in values[7:]] == [two.update(value) for value in values[7:]]
+    assert one.state_dict() == two.state_dict()

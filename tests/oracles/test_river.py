@@ -1,16 +1,21 @@
 """The trees of river, row by row."""
 
 import copy
+import random
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from pliant.core import UsageError
+from pliant.core.change import Foreign
 from pliant.learn.references import LastLabel, Marginal
 from tests.learn.test_trees import TASKS, cost, table, walk
 
 pytest.importorskip("river")
+from river import drift
+
 from pliant.learn.trees import River
 
 pytestmark = pytest.mark.oracle
@@ -66,3 +71,17 @@ def test_what_cannot_be_done_is_said() -> None:
         river(of, KINDS[0]).state_dict()
     with pytest.raises(UsageError, match="kind"):
         river(of, "oak")
+
+
+@pytest.mark.parametrize("name", ["ADWIN", "PageHinkley", "KSWIN"])
+def test_a_detector_of_river_finds_the_rise_of_a_loss(name: str) -> None:
+    make = partial(drift.KSWIN, seed=0, alpha=1e-4) if name == "KSWIN" else getattr(drift, name)
+    draw = random.Random(0)
+    detector, values = Foreign(make), [draw.gauss(1, 0.1) for _ in range(300)]
+    assert not any(map(detector.update, values))
+    twin = Foreign(make)
+    twin.load_state_dict(detector.state_dict())
+    later = [draw.gauss(2, 0.1) for _ in range(100)]
+    found, again = ([place for place, value in enumerate(later) if one.update(value)] for one in (detector, twin))
+    assert len(found) == 1
+    assert found == again

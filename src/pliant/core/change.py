@@ -22,10 +22,25 @@ these figures by less than a threshold of 9 does.
 """
 
 import math
-from typing import Any
+from collections import deque
+from typing import Any, Protocol, runtime_checkable
 
 LIMIT = 3.0
 """c, in standard deviations."""
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Says when the level of a sequence has risen."""
+
+    def update(self, value: float) -> bool:
+        """Take the next value; whether the level has risen."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
 
 
 class Cusum:
@@ -63,3 +78,48 @@ class Cusum:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+
+NEWEST = 5
+"""Values that are compared with those before, to tell a rise from a fall."""
+
+
+class Foreign:
+    """A detector of another package, such as those of `river.drift`, as one of ours.
+
+    It hears values that are finite; of the changes it finds only rises are told. Such detectors cannot be saved without
+    pickle, so the values since the last change are, at most `remember` of them, and a fresh detector is told these.
+
+    Args:
+        make: makes a detector that has `update(value)` and `drift_detected`, such as `river.drift.ADWIN`.
+        remember: values that are kept. A detector that looks back further goes on inexactly after loading.
+    """
+
+    def __init__(self, make: Any, remember: int = 2000):
+        self.make, self.detector = make, make()
+        self.values: deque[float] = deque(maxlen=remember)
+
+    def update(self, value: float) -> bool:
+        """Take the next value; whether the level has risen. A value that is not finite is passed over."""
+        if not math.isfinite(value):
+            return False
+        self.values.append(value)
+        self.detector.update(value)
+        if not self.detector.drift_detected:
+            return False
+        known = list(self.values)
+        before, after = known[:-NEWEST], known[-NEWEST:]
+        rose = bool(before) and sum(after) / len(after) > sum(before) / len(before)
+        self.detector = self.make()
+        self.values.clear()
+        return rose
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": list(self.values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.detector = self.make()
+        self.values.clear()
+        for value in state["values"]:
+            self.values.append(value)
+            self.detector.update(value)

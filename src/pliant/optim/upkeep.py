@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
-from pliant.core.change import Cusum
+from pliant.core.change import Detector
 from pliant.core.rates import norms
 from pliant.core.roles import MIXING, roles_of
 from pliant.optim.base import Probe, Upkeep
@@ -29,7 +29,8 @@ class Rewarm(Upkeep):
     Args:
         factor: of the first rates, by updates since the clock was set, as of `warmup_cosine`.
         cycle: updates from one beginning to the next; None means that only `detector` says.
-        detector: gets the loss of each update in nats and says when its level has risen; None: only `cycle` says.
+        detector: gets the loss of each update in nats and says when its level has risen, such as
+            `pliant.core.change.Cusum`, or `Foreign(river.drift.ADWIN)`; None: only `cycle` says.
         peak: factor of all rates after the first beginning; some learners want a higher one.
         rest: updates after a beginning in which the detector is not heard.
     """
@@ -39,7 +40,7 @@ class Rewarm(Upkeep):
         factor: Callable[[int], float],
         *,
         cycle: int | None = None,
-        detector: Cusum | None = None,
+        detector: Detector | None = None,
         peak: float = 1.0,
         rest: int = 0,
     ):
@@ -180,7 +181,7 @@ class Isometry(Scoped):
 
     scope = frozenset({Role.MATRIX})
 
-    def __init__(self, *, every: int | None = None, detector: Cusum | None = None):
+    def __init__(self, *, every: int | None = None, detector: Detector | None = None):
         if every is None and detector is None:
             raise UsageError("Isometry: neither a number of updates nor a detector says when")
         if every is not None and every < 1:
