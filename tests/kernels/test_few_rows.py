@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pliant.kernels._few_rows import ROWS, linear, linear_int8, to_int8
+from pliant.kernels._few_rows import AT_ONCE, HALF, ROWS, linear, linear_int8, to_int8
 
 SIZES = [(257, 96), (64, 256), (4, 4096), (1, 1 << 14), (3, 7000)]
 
@@ -51,6 +51,27 @@ def test_sums_of_the_largest_numbers_do_not_overflow() -> None:
     with torch.no_grad():
         y = linear_int8(x, *to_int8(weight))
     torch.testing.assert_close(y, torch.full((1, 2), 3.0 * inputs), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("inputs", [1, AT_ONCE - 1, AT_ONCE, 3 * AT_ONCE + 5])
+def test_products_of_whole_numbers_are_exact(inputs: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randint(-127, 128, (5, inputs), generator=random, dtype=torch.int8)
+    weight[:, 0] = 127
+    x = torch.randint(-99, 100, (4, inputs), generator=random).float()
+    x[:, 0] = HALF  # the unit of each row is 1
+    with torch.no_grad():
+        y = linear_int8(x, weight, torch.ones(5))
+    torch.testing.assert_close(y, (x.long() @ weight.long().T).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("what", [torch.inf, -torch.inf, torch.nan])
+def test_int8_says_when_an_input_is_not_finite(what: float) -> None:
+    x = torch.ones(2, 128)
+    x[0, 7] = what
+    with torch.no_grad():
+        y = linear_int8(x, *to_int8(torch.ones(128, 128)))
+    assert not y[0].isfinite().any() and y[1].isfinite().all()
 
 
 @pytest.mark.global_rng

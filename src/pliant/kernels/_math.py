@@ -64,6 +64,12 @@ def _two_to_the(typing: Any, n: Any) -> Any:
     return n(n), code
 
 
+def _from_bits(typing: Any, bits: Any) -> Any:
+    """The float32 that has these bits, an int32."""
+    return types.float32(bits), lambda context, builder, _, given: builder.bitcast(given[0], ir.FloatType())
+
+
+float_of_bits: Any = intrinsic(inspect.unwrap(_from_bits))
 rint: Any = intrinsic(inspect.unwrap(_nearest_whole))
 power_of_two: Any = intrinsic(inspect.unwrap(_two_to_the))
 zero, half, one, two = (_constant(value) for value in (0.0, 0.5, 1.0, 2.0))

@@ -142,14 +142,14 @@ def _sweep(C, q, k, v, keep, after, read):  # type: ignore[no-untyped-def]
             q0, q1, q2 = zero(keep), zero(keep), zero(keep)
         j0, j1, j2 = k[0, i], k[1, i], k[2, i]
         k0, k1, k2 = k[0, n], k[1, n], k[2, n]
+        x, y, x_, y_ = C[i], C[n], after[i], after[n]
         for j in range(C.shape[1]):
-            x, y = C[i, j], C[n, j]
-            read0[j] += p0 * x + q0 * y
-            read1[j] += p1 * x + q1 * y
-            read2[j] += p2 * x + q2 * y
-            x, y = (keep * x if keep else zero(keep)), (keep * y if keep else zero(keep))
-            after[i, j] = x + j0 * v0[j] + j1 * v1[j] + j2 * v2[j]
-            after[n, j] = y + k0 * v0[j] + k1 * v1[j] + k2 * v2[j]
+            read0[j] += p0 * x[j] + q0 * y[j]
+            read1[j] += p1 * x[j] + q1 * y[j]
+            read2[j] += p2 * x[j] + q2 * y[j]
+            a, b = (keep * x[j] if keep else zero(keep)), (keep * y[j] if keep else zero(keep))
+            x_[j] = a + j0 * v0[j] + j1 * v1[j] + j2 * v2[j]
+            y_[j] = b + k0 * v0[j] + k1 * v1[j] + k2 * v2[j]
 
 
 @jit_fast
@@ -395,4 +395,9 @@ def mlstm_steps(
 
 
 def _flags(flag: Tensor | None, other: bool, x: Tensor) -> np.ndarray:
-    return np.full(x.shape[:2], other) if flag is None else flag.contiguous().numpy()
+    return _same_flags(*x.shape[:2], other) if flag is None else flag.contiguous().numpy()
+
+
+@cache
+def _same_flags(batch: int, steps: int, flag: bool) -> np.ndarray:
+    return np.full((batch, steps), flag)
