@@ -4,10 +4,15 @@ import copy
 import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from pliant.core import Role, UsageError, seeded
@@ -303,3 +308,36 @@ def test_an_unknown_tensor_is_named() -> None:
         model = Odd()
     with pytest.raises(UsageError, match=r"mystery \(3, 4\)"):
         normalize_and_project(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+def sharded(rank: int, meeting: str, hyperball: bool, gains: str) -> None:
+    """One of two processes: a model whose parameters are shards beside the whole one, over a few steps."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    with seeded(0):
+        models = net(5), net(5)
+    fully_shard(models[0], mesh=init_device_mesh("cpu", (2,)))
+    optimizers = [
+        normalize_and_project(
+            torch.optim.AdamW(model.parameters(), 1e-2), model, hyperball=hyperball, gains=gains, scale_decay=0.1
+        )
+        for model in models
+    ]
+    wanted = effective_rate(optimizers[1], models[1])
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(model, optimizer, 4)
+    assert isinstance(models[0][0].weight, DTensor) and models[0][0].weight.to_local().shape[0] < 5
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(p.full_tensor(), q.detach(), rtol=1e-5, atol=1e-6)
+    found = effective_rate(optimizers[0], models[0])
+    assert found == pytest.approx(effective_rate(optimizers[1], models[1]), rel=1e-5)
+    assert {name: found[name] for name in ("0.weight", "3.weight")} == pytest.approx(
+        {name: wanted[name] for name in ("0.weight", "3.weight")}, rel=1e-5
+    )
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hyperball", "gains"), [(False, "free"), (True, "free"), (False, "joint")])
+def test_shards_of_fsdp2_are_projected_to_norms_of_the_whole(tmp_path: Path, hyperball: bool, gains: str) -> None:
+    torch.multiprocessing.spawn(sharded, (str(tmp_path / "meeting"), hyperball, gains), nprocs=2)

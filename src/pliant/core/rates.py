@@ -30,6 +30,11 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([x.real if x.is_complex() else x for x in whole])
 
 
+def local(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The part of each that this process holds: itself, or the shard of a `DTensor`, in the same memory."""
+    return [x.to_local() if hasattr(x, "to_local") else x for x in tensors]
+
+
 def power_of(optimizer: torch.optim.Optimizer) -> int:
     """By which power of the norm a rate is divided, from the class of an optimizer."""
     return GRADIENT if isinstance(optimizer, torch.optim.SGD) else ADAPTIVE

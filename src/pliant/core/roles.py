@@ -45,9 +45,7 @@ def check_roles(module: nn.Module, roles: Mapping[str, Role]) -> None:
         )
 
 
-NORMS = (
-    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase,
-)  # fmt: skip
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 """Modules whose output does not depend on the scale of their input."""
 
 
@@ -77,20 +75,40 @@ def roles_of(module: nn.Module, given: Mapping[str, Role] | None = None) -> dict
     return {name: found[name] for name in shapes}
 
 
+def declares(module: nn.Module) -> bool:
+    """Whether a module says itself what its parameters are for, by `roles()`."""
+    return callable(getattr(module, "roles", None))
+
+
 def _declared(module: nn.Module) -> dict[str, Role]:
-    if callable(declare := getattr(module, "roles", None)):
-        return dict(declare())
-    parts = list(_parts(module, ""))
-    found = {f"{path}{name}": role for path, part in parts for name, role in _of_part(part).items()}
-    last = next((path for path, part in reversed(parts) if isinstance(part, _MATRICES)), None)
-    if last is not None and f"{last}weight" in found:
-        found[f"{last}weight"] = Role.HEAD
+    found = _of_parts(module)
+    if (last := head_of(module)) is not None and not declares(module):
+        found[f"{last}.weight".removeprefix(".")] = Role.HEAD
     return found
+
+
+def _of_parts(module: nn.Module) -> dict[str, Role]:
+    return {f"{path}{name}": role for path, part in _parts(module, "") for name, role in _of_part(part).items()}
+
+
+def head_of(module: nn.Module) -> str | None:
+    """Name of the last linear map or convolution within `module`, attention and transformer layers of torch aside.
+
+    None where there is none, or where a part after it declares a head of its own.
+    """
+    last = None
+    inside = tuple(f"{name}.".removeprefix(".") for name, part in module.named_modules() if isinstance(part, _LAYERS))
+    for path, part in _parts(module, ""):
+        if declares(part) and Role.HEAD in _of_part(part).values():
+            last = None
+        elif isinstance(part, _MATRICES) and not path.startswith(inside):
+            last = path.removesuffix(".")
+    return last
 
 
 def _parts(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """Modules that hold parameters or declare them, by the start of their parameters' names, in order."""
-    if not callable(getattr(module, "roles", None)):
+    if not declares(module):
         for name, child in module.named_children():
             yield from _parts(child, f"{path}{name}.")
     yield path, module
@@ -98,6 +116,7 @@ def _parts(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
 
 _MATRICES = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _GATES = (nn.RNNBase, nn.RNNCellBase)
+_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
 def _of_part(part: nn.Module) -> dict[str, Role]:
@@ -122,8 +141,38 @@ def _of_part(part: nn.Module) -> dict[str, Role]:
     return {name: Role.BIAS if re.search("bias", name) else weight for name in own}
 
 
+def doubts_of(module: nn.Module, roles: Mapping[str, Role]) -> dict[str, str]:
+    """Parameters whose role is one of several that could be meant, by name, and why; see `roles_of`.
+
+    Args:
+        module: any module; what a part declares by `roles()` is not doubted.
+        roles: of its parameters, by name.
+    """
+    if declares(module):
+        return {}
+    found = {}
+    names: dict[int, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    single = _declared(module)
+    for first, *others in names.values():
+        if also := [f"{other} ({single[other].name.lower()})" for other in others if other in single]:
+            found[first] = f"also {', '.join(also)}"
+    if not isinstance(module, nn.Sequential) and (last := head_of(module)) and roles.get(f"{last}.weight") is Role.HEAD:
+        found.setdefault(f"{last}.weight", "the last map to be registered, and so perhaps not the last")
+    for path, part in _parts(module, ""):
+        if isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
+            found.setdefault(f"{path}in_proj_weight", "queries, keys and values in one")
+        if isinstance(part, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
+            stacked = [name for name in _of_part(part) if name.startswith("weight") and "hr" not in name]
+            found |= {f"{path}{name}": "gates and what they let through in one" for name in stacked}
+    return {name: why for name, why in found.items() if name in roles}
+
+
 def table_of(module: nn.Module, roles: Mapping[str, Role]) -> str:
-    """Names, shapes and roles, a line each, to be read before they are relied on."""
-    rows = [(name, str(tuple(p.shape)), roles[name].name.lower()) for name, p in module.named_parameters()]
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
-    return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {role}" for name, shape, role in rows)
+    """Names, shapes, roles and what is doubtful about them, a line each, to be read before they are relied on."""
+    doubts = doubts_of(module, roles)
+    rows = [(name, str(tuple(p.shape)), roles[name].name.lower(), doubts.get(name, ""))
+            for name, p in module.named_parameters()]  # fmt: skip
+    a, b, c = (max((len(row[i]) for row in rows), default=0) for i in range(3))
+    return "\n".join(f"{row[0]:<{a}}  {row[1]:<{b}}  {row[2]:<{c}}  {row[3]}".rstrip() for row in rows)

@@ -2,25 +2,31 @@
 
 - `adamw`: AdamW whose weight decay follows the roles of the parameters
 - `normalize_and_project`: matrices keep their first norms; `effective_rate`: rate over norm of each
+- `normalized`: norms before nonlinearities that have none; `norms_of`: where they are; `invariant`: which matrices have
+  no scale, by trying
 - `Upkeep`: the contract of what is done to a model after an update; `Probe`: what it gets to see
 - `ContinualBackprop`, `Isometry`, `Rewarm`, `ShrinkPerturb`, `TowardInit`: upkeep
-- `keeping`: these by name
+- `keeping`: these by name; `attach`: upkeep in a training loop that is not ours
 - `Schedule`: an upkeep that sets the rate; `warmup`, `inverse_sqrt`, `warmup_cosine`: rates over updates
 """
 
 from pliant.optim.adamw import adamw
+from pliant.optim.attach import Attached, attach
 from pliant.optim.base import Probe, Upkeep
 from pliant.optim.continual import ContinualBackprop
 from pliant.optim.keeping import KEEPERS, Keeper, keeping
+from pliant.optim.normalization import Norms, invariant, normalized, norms_of
 from pliant.optim.projection import effective_rate, normalize_and_project
 from pliant.optim.schedules import Schedule, inverse_sqrt, warmup, warmup_cosine
 from pliant.optim.upkeep import Isometry, Rewarm, ShrinkPerturb, TowardInit
 
 __all__ = [
     "KEEPERS",
+    "Attached",
     "ContinualBackprop",
     "Isometry",
     "Keeper",
+    "Norms",
     "Probe",
     "Rewarm",
     "Schedule",
@@ -28,10 +34,14 @@ __all__ = [
     "TowardInit",
     "Upkeep",
     "adamw",
+    "attach",
     "effective_rate",
+    "invariant",
     "inverse_sqrt",
     "keeping",
     "normalize_and_project",
+    "normalized",
+    "norms_of",
     "warmup",
     "warmup_cosine",
 ]

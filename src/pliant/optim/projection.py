@@ -12,14 +12,14 @@ A block-diagonal matrix is one matrix.
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
-from pliant.core.rates import norms, power_of
+from pliant.core.rates import local, norms, power_of
 from pliant.core.roles import roles_of
 
 logger = logging.getLogger("pliant.optim")
@@ -160,13 +160,12 @@ def _rescale(params: list[Tensor], lengths: list[float]) -> None:
     now = norms(params)
     wanted = torch.tensor(lengths, dtype=now.dtype, device=now.device)
     # A matrix of zeros has no direction, and what is not finite is left for whoever looks at the loss.
-    factors = torch.where((now > 0) & now.isfinite(), wanted / now, 1)
-    torch._foreach_mul_(params, [factor.to(p.dtype) for factor, p in zip(factors.unbind(), params, strict=True)])
+    _multiply(params, torch.where((now > 0) & now.isfinite(), wanted / now, 1))
 
 
 def _rescale_together(pair: list[Tensor], length: float) -> None:
     now = torch.linalg.vector_norm(norms(pair))
-    torch._foreach_mul_(pair, torch.where(now > 0, length / now, 1).to(pair[0].dtype))
+    _multiply(pair, torch.where(now > 0, length / now, 1).expand(len(pair)))
 
 
 def _shorten(group: dict[str, Any], before: list[Tensor]) -> None:
@@ -175,10 +174,13 @@ def _shorten(group: dict[str, Any], before: list[Tensor]) -> None:
     updates = torch._foreach_sub(params, before)
     now = norms(updates)
     wanted = torch.tensor(group[NORM], dtype=now.dtype, device=now.device) * group["lr"]
-    factors = torch.where(now > 0, wanted / now, 0)
-    torch._foreach_mul_(updates, [f.to(p.dtype) for f, p in zip(factors.unbind(), params, strict=True)])
-    torch._foreach_copy_(params, before)
-    torch._foreach_add_(params, updates)
+    _multiply(updates, torch.where(now > 0, wanted / now, 0))
+    torch._foreach_copy_(local(params), torch._foreach_add(local(before), local(updates)))
+
+
+def _multiply(tensors: Sequence[Tensor], factors: Tensor) -> None:
+    own = local(tensors)
+    torch._foreach_mul_(own, [factor.to(x.dtype) for factor, x in zip(factors.unbind(), own, strict=True)])
 
 
 def _norm_pairs(model: nn.Module, roles: Mapping[str, Role], names: Mapping[int, str]) -> list[list[Tensor]]:
