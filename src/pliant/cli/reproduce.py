@@ -5,9 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pliant.cli.arguments import choose, parse
+from pliant.cli.arguments import Misuse, choose, parse
 
-NAMES = {"grokking": ("pliant.recipes.grokking", "GROKKING")}
+NAMES = {
+    "grokking": ("pliant.recipes.grokking", "GROKKING", "grokking on demand: projection and re-warming"),
+    "warm-start": ("pliant.recipes.warm_start", "warm_start", "the gap of a warm start, and what closes it; images"),
+}
+"""Where each is: a reproduction, or what makes one from `--data`; and what it is about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +25,9 @@ class ReproduceOptions:
     """About how long it takes on two processors, all seeds together; paper: the published configuration."""
     run: Path | None = None
     """Folder for the results; default: runs/reproduce-NAME-SCALE."""
+    data: Path | None = None
+    """Images, for those that need some: a folder with the IDX files of Fashion-MNIST (default: where Debian's
+    dataset-fashion-mnist puts them) or with CIFAR-10's binary version; or a zip of train/ and test/CLASS/*.jpg."""
     dry_run: bool = False
     """Only say what would be run, and about how long it would take."""
     json: bool = False
@@ -30,15 +37,19 @@ class ReproduceOptions:
 def command(arguments: list[str]) -> int:
     """The exit code of `pliant reproduce` with these arguments."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: pliant reproduce NAME [OPTIONS]\n\nnames:\n  grokking   grokking on demand: projection and "
-              "re-warming\n\nOptions: pliant reproduce NAME --help")  # fmt: skip
+        names = "\n".join(f"  {name:<12}{about}" for name, (_, _, about) in NAMES.items())
+        print(f"usage: pliant reproduce NAME [OPTIONS]\n\nnames:\n{names}\n\nOptions: pliant reproduce NAME --help")
         return 0
     name = arguments[0]
-    where, attribute = choose("pliant reproduce", name, NAMES)
+    where, attribute, _ = choose("pliant reproduce", name, NAMES)
     options = parse(ReproduceOptions, arguments[1:], f"pliant reproduce {name}", None)
     from importlib import import_module
 
     what = getattr(import_module(where), attribute)
+    if callable(what):
+        what = what(options.data)
+    elif options.data is not None:
+        raise Misuse(f"pliant reproduce {name}: makes its own data, got --data {options.data}")
     if options.dry_run:
         return _dry_run(what, options)
     from pliant.recipes.reproduce import reproduce
@@ -52,16 +63,20 @@ def command(arguments: list[str]) -> int:
 def _dry_run(what: Any, options: ReproduceOptions) -> int:
     from pliant.core.plain import dumps
 
-    trials = what.trials(options.scale)
+    trials = [*what.trials(options.scale), *what.then(options.scale, [])]
     seconds = sum(what.seconds(trial) for trial in trials)
     if options.json:
         rows = [{"name": trial.name, "seed": trial.seed, "settings": dict(trial.settings)} for trial in trials]
         print(dumps({"trials": rows, "seconds": seconds}))
         return 0
     for trial in trials:
-        print(f"{trial.name}, seed {trial.seed}: {', '.join(f'{k} {v:g}' for k, v in trial.settings.items())}")
+        print(f"{trial.name}, seed {trial.seed}: {', '.join(f'{k} {_short(v)}' for k, v in trial.settings.items())}")
     print(f"{len(trials)} trials, about {_time(seconds)}")
     return 0
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _time(seconds: float) -> str:

@@ -64,6 +64,8 @@ class Reproduction:
         run: one trial; is told of its progress by a share of 1 and a word.
         judge: claims from the results of each trial by its key.
         seconds: about how long a trial takes here, one after the other.
+        then: further trials, whose settings depend on the results of the first, such as a rate that did best; judged
+            with them. Asked with no results it tells what they will be, with settings that are not chosen yet.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Reproduction:
     run: Callable[[Trial, Callable[[float, str], None]], Result]
     judge: Callable[[Sequence[tuple[Trial, Result]]], Sequence[Claim]]
     seconds: Callable[[Trial], float]
+    then: Callable[[Scale, Sequence[tuple[Trial, Result]]], Sequence[Trial]] = lambda scale, results: ()
 
 
 Tell = Callable[[str], None]
@@ -85,7 +88,16 @@ def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = la
     """
     file = folder / "trials.jsonl"
     done = _done(file)
-    trials = what.trials(scale)
+    results = _run(what, what.trials(scale), done, file, tell)
+    results += _run(what, what.then(scale, results), done, file, tell)
+    seconds = round(sum(result["seconds"] for _, result in results), 1)
+    return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in what.judge(results)]}
+
+
+def _run(
+    what: Reproduction, trials: Sequence[Trial], done: dict[str, Result], file: Path, tell: Tell
+) -> list[tuple[Trial, Result]]:
+    """Each trial with its result; one that is done is not run again."""
     for number, trial in enumerate(trials, 1):
         if trial.key in done:
             tell(f"[{number}/{len(trials)}] {trial.name}, seed {trial.seed}: kept from before")
@@ -94,9 +106,7 @@ def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = la
         result = what.run(trial, _progress(tell, f"[{number}/{len(trials)}] {trial.name}, seed {trial.seed}"))
         done[trial.key] = result | {"seconds": round(time.perf_counter() - began, 2)}
         _keep(file, trial, done[trial.key])
-    results = [(trial, done[trial.key]) for trial in trials]
-    seconds = round(sum(result["seconds"] for _, result in results), 1)
-    return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in what.judge(results)]}
+    return [(trial, done[trial.key]) for trial in trials]
 
 
 def _progress(tell: Tell, title: str) -> Callable[[float, str], None]:
