@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pliant.core import generator, seeded
 from pliant.measure.health import health, verdict
 from pliant.mixers import LRU, RGLRU
 from pliant.models import SequenceClassifier
-from pliant.optim import adamw
+from pliant.optim import Probe, Schedule, adamw
 
 X = torch.randn(64, 6, generator=generator(0, "probe"))
 
@@ -47,15 +48,118 @@ def test_since_an_earlier_moment() -> None:
     assert same.matrices["0.weight"]["distance"] == 0
     assert "stopped moving" in verdict(same)
     with torch.no_grad():
-        model[2].weight *= 8
+        model[2].weight *= 16
     later = health(model, X, optimizer=optimizer, since=first)
     row = later.matrices["2.weight"]
-    assert (row["norm ratio"], row["rate ratio"], row["distance"]) == pytest.approx((8, 1 / 8, 7), rel=1e-5)
+    assert (row["norm ratio"], row["rate ratio"], row["distance"]) == pytest.approx((16, 1 / 16, 15), rel=1e-5)
     with torch.no_grad():
         model[0].weight.copy_(torch.randn(10, 6, generator=generator(1, "moved")))
     assert verdict(health(model, X, optimizer=optimizer, since=first)) == (
-        "2.weight turns slowly: its effective rate fell to 12% of its start; re-warm or project"
+        "2.weight turns slowly: its effective rate fell to 6% of its start, "
+        "as it grew to 16.0 times its length; project"
     )
+
+
+def test_a_schedule_that_went_down_is_told_from_a_matrix_that_grew() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    schedule = Schedule(lambda update: (0.01, 1.0, 0.05)[update])  # warms up, then falls
+    schedule.init(model, optimizer)
+    first = health(model, X, optimizer=optimizer)
+    probe = Probe(1, generator(0, "upkeep"), None)  # type: ignore[arg-type]
+    for update, wanted in ((1, 1.0), (2, 0.05)):
+        schedule.apply(model, optimizer, probe._replace(update=update))
+        found = health(model, X, optimizer=optimizer, since=first)
+        assert found.matrices["2.weight"]["rate ratio"] == pytest.approx(wanted)
+    assert verdict(found) == (
+        "0.weight turns slowly: its effective rate fell to 5% of its start, as its rate did; re-warm"
+    )
+    head = [name for name, role in found.roles.items() if role == "head"]
+    assert head == ["4.weight"]
+
+
+def test_movement_and_churn_refer_to_the_moment_before_and_norms_to_the_start() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    first = health(model, X, optimizer=optimizer, keep_parameters=True)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn(10, 6, generator=generator(1, "moved")))
+    second = health(model, X, optimizer=optimizer, since=first)
+    third = health(model, X, optimizer=optimizer, since=first, before=second)
+    assert second.units["2"]["moved"] > 0.1 and third.units["2"]["moved"] == 0
+    assert second.whole["churn"] > 0.01 and third.whole["churn"] == 0
+    assert third.matrices == second.matrices and third.matrices["0.weight"]["distance"] > 0.1
+    assert third.units["2"]["srank ratio"] == second.units["2"]["srank ratio"] > 0
+
+
+def test_what_warns_best_is_said_first() -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight[1:] = model[2].weight[0]  # one direction
+        model[2].bias[:] = 50.0
+        model[0].bias[:9] = -100.0  # and dead units before it
+    found = health(model, X)
+    assert found.units["2"]["dead"] == pytest.approx(0.9)
+    assert "span 1 directions of" in verdict(found)
+    wide = replace(found, units={name: row | {"srank": row["width"]} for name, row in found.units.items()})
+    assert verdict(wide).startswith("90% of the units that 2 reads are dead")
+    alive = replace(wide, units={name: row | {"dead": 0.0} for name, row in wide.units.items()})
+    assert verdict(alive) == "90% of the units that 2 reads are dormant; renew units"
+
+
+def test_few_directions_are_no_fault_where_the_inputs_have_no_more() -> None:
+    model = net()
+    model[1] = nn.Tanh()
+    same = X[:1].expand(64, -1).contiguous()
+    first = health(model, same)
+    assert "span 1 directions" in verdict(first)  # nothing else is known
+    with torch.no_grad():
+        model[0].weight.add_(0.5)
+    assert "span" not in verdict(health(model, same, since=first))
+
+
+def test_gated_units_of_ours_are_not_called_dead_for_their_sign() -> None:
+    with seeded(0):
+        model = SequenceClassifier(3, 2, width=16, depth=1)
+    x = torch.randn(4, 64, 3, generator=generator(0, "x"))
+    mlp = model.stack.blocks[0].mlp
+    half = mlp.linear_out.in_features
+    with torch.no_grad():
+        mlp.linear_in.bias[:half] += 6.0  # open gates
+        mlp.linear_in.bias[half:] -= 9.0  # over what is negative
+    found = health(model, x)
+    assert found.units["stack.blocks.0.mlp.linear_out"]["dead"] == 0
+    with torch.no_grad():
+        mlp.linear_in.bias[: half // 2] = -60.0  # closed for good
+    assert health(model, x).units["stack.blocks.0.mlp.linear_out"]["dead"] == 0.5
+
+
+def test_gates_biases_and_heads_are_not_said_to_turn_slowly() -> None:
+    with seeded(0):
+        model = SequenceClassifier(3, 2, width=16, depth=1)
+    x = torch.randn(4, 64, 3, generator=generator(0, "x"))
+    first = health(model, x, optimizer=adamw(model))
+    assert not any("bias" in name for name in first.matrices)
+    with torch.no_grad():
+        model.head.linear.weight *= 100
+        model.stack.blocks[0].mixer.lru.decay_gate.weight *= 100
+        model.embed.weight.add_(0.3)
+    assert "turns slowly" not in verdict(health(model, x, optimizer=adamw(model), since=first))
+    with torch.no_grad():
+        model.stack.blocks[0].mixer.linear_out.weight *= 100
+    assert "mixer.linear_out.weight turns slowly" in verdict(health(model, x, optimizer=adamw(model), since=first))
+
+
+def test_steps_that_do_not_exist_are_left_out() -> None:
+    with seeded(0):
+        model = SequenceClassifier(3, 2, width=8, depth=1)
+    x = torch.randn(2, 10, 3, generator=generator(0, "x"))
+    mask = torch.ones(2, 10, dtype=torch.bool)
+    mask[1, 4:] = False
+    found, whole = health(model, x, mask=mask), health(model, x)
+    name = "stack.blocks.0.mlp.linear_out"
+    assert found.units[name]["rows"] == 14 and whole.units[name]["rows"] == 20
+    torch.testing.assert_close(found.features[name], whole.features[name][[*range(14)]])
 
 
 def test_recurrences_tell_their_time_constants_and_gates() -> None:

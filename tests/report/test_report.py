@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,3 +179,50 @@ def test_a_browser_shows_it_and_asks_for_nothing_more(tmp_path: Path) -> None:
     bad.write_text(page.read_text() + "<script>console.error(1)</script><img src='https://example.invalid/a.png'>")
     _, console, asked = browse(browser, bad)
     assert len(console) == 1 and asked == ["https://example.invalid/a.png"]
+
+
+def look(index: int, verdict: str) -> dict[str, Any]:
+    units = {"one": {"width": 64.0, "rows": 32.0, "dead": 0.1 * index, "dormant": 0.2, "srank": 30.0 - index,
+                     "moved": 0.3, "flipped": 0.2 - 0.01 * index},
+             "<b>two": {"width": 8.0, "rows": 32.0, "dead": 0.0, "dormant": None, "srank": 8.0}}  # fmt: skip
+    matrices = {"w": {"norm": 1.0, "rate ratio": 1 / (1 + index)}, "head": {"rate ratio": 0.01}}
+    return {"verdict": verdict, "units": units, "matrices": matrices, "recurrences": {}, "whole": {},
+            "roles": {"w": "matrix", "head": "head"}}  # fmt: skip
+
+
+def with_looks(folder: Path, looks: dict[int, Any]) -> Path:
+    make_run(folder)
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for index, found in looks.items():
+        rows[index]["health"] = found
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_looks_are_drawn_with_the_newest_verdict(tmp_path: Path) -> None:
+    looks = {index: look(index, f"<i>layer {index}</i> has stopped") for index in (0, 3, 7)}
+    page = write_report([with_looks(tmp_path / "run", looks)]).read_text()
+    parsed = check(page)
+    assert "After 4,000 answers: <i>layer 7</i> has stopped." in parsed.text and "<i>" not in page
+    for title in (
+        "Able to learn",
+        "Effective rate",
+        "Dead and dormant units",
+        "Movement of features",
+        "Rank of features",
+    ):
+        assert title in parsed.text
+    # The head is no matrix whose direction alone counts; the worst layers are named, as text.
+    assert "(rate: w)" in parsed.text and "rate 0.12" in page and "(rank: one)" in parsed.text and "<b>two" not in page
+    assert check(write_report([make_run(tmp_path / "old")]).read_text()).text.count("Able to learn") == 0
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [{}, [], "x", {"verdict": 3}, {"units": 3, "matrices": []}, {"units": {"one": 7}, "roles": [1]},
+     {"units": {"one": {"width": "x", "dead": math.nan, "moved": 1e300}}, "verdict": {"a": ["b"]}},
+     {"matrices": {"w": {"rate ratio": 1e400}}, "roles": {"w": "matrix"}, "verdict": "\u202e" * 9}],
+)  # fmt: skip
+def test_looks_may_be_malformed(tmp_path: Path, junk: Any) -> None:
+    check(write_report([with_looks(tmp_path / "run", {1: junk, 2: look(1, "well"), 5: junk})]).read_text())
+    check(write_report([with_looks(tmp_path / "alone", {5: junk})]).read_text())

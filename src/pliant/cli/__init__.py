@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pliant import __version__
-from pliant.cli import bench, learn, report, reproduce, stream
+from pliant.cli import bench, learn, measure, report, reproduce, stream
 from pliant.cli.arguments import Misuse, choose
 
 __all__ = ["main"]
@@ -23,6 +23,7 @@ commands:
   learn digits           a model reads handwritten digits while the task keeps changing
   learn series           a model learns your own table, row by row, beside what is done today
   stream RUN             answer a live input with the model of a run, line by line
+  measure health WHAT    whether the model of a run, or a saved one, can still learn
   report RUN [RUN ...]   one HTML page about one or more runs
   bench KIND             time and memory of kernels, mixers or models on this machine
   reproduce NAME         a paper's number beside ours
@@ -66,7 +67,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
         "learn": learn.command, "stream": stream.command, "report": report.command,
-        "bench": bench.command, "reproduce": reproduce.command,
+        "bench": bench.command, "measure": measure.command, "reproduce": reproduce.command,
     }  # fmt: skip
     return choose("pliant", arguments[0], commands)(arguments[1:])
 

@@ -23,6 +23,7 @@ from pliant.core.plain import dumps
 from pliant.core.run import Run, environment
 from pliant.learn import Life, prequential
 from pliant.learn.life import saved_lives
+from pliant.recipes.checkup import Checkup, Overheard
 from pliant.recipes.panel import LEARNER, REFERENCE, Panel
 from pliant.recipes.watch import Watched
 from pliant.report import write_report
@@ -157,7 +158,7 @@ def drive(
     """
     panel: Panel = life.panel
     progress = Progress()
-    life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress)
+    life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress, checkup=Checkup())
     _restore(run, life)
     with run.begin(keep=progress.records):
         ended = _loop(run, life, row, every, driving, show)
@@ -174,8 +175,8 @@ def drive(
 
 def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, show: Show) -> bool:
     """Record and save until the stream ends (True) or the process is asked to stop (False)."""
-    panel, progress = life.panel, life.progress
-    clock = _Clock(panel, session=_sessions(run))
+    panel, progress, checkup = life.panel, life.progress, life.checkup
+    clock = _Clock(panel, checkup, session=_sessions(run))
 
     def save() -> None:
         progress.records = run.sync()
@@ -186,19 +187,22 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
         if panel.resumable:
             life.save(run.lives)
 
-    def cut() -> None:
+    def cut(ended: bool = False) -> None:
         task = None if every is None else (panel.answers - 1) // every
         row = {"answers": panel.answers, "update": life.learner.updates, "task": task}
         row |= progress.cut() | {"members": panel.cut()}
         if isinstance(life.stream, Watched):
             row["drift"] = life.stream.drift()
+        if checkup.due(ended):
+            row["health"] = checkup.look(life.learner)
         run.record(row, clock.read(panel.answers, progress.at))
         show(panel.answers, row, panel.saved(), panel.seconds())
 
     save()
     saved = panel.answers
     with stop_signal() as stop:
-        for record in prequential(life.stream, panel.learner.timed, panel.watch, panel.opponents):
+        stream = Overheard(life.stream, checkup)
+        for record in prequential(stream, panel.learner.timed, panel.watch, panel.opponents):
             progress.count(record)
             if panel.answers // size > progress.row:
                 cut()
@@ -209,7 +213,7 @@ def _loop(run: Run, life: Life, size: int, every: int | None, driving: Driving, 
                 saved = panel.answers
                 save()
     if panel.learner.window.answers:
-        cut()
+        cut(ended=True)
     save()
     return True
 
@@ -256,18 +260,20 @@ def _sessions(run: Run) -> int:
 class _Clock:
     """What a row of timing holds: what was spent since the one before, and how far the run has come."""
 
-    def __init__(self, panel: Panel, session: int):
-        self.panel, self.session = panel, session
+    def __init__(self, panel: Panel, checkup: Checkup, session: int):
+        self.panel, self.checkup, self.session = panel, checkup, session
         self.began = time.perf_counter()
-        self.spent = panel.seconds()
+        self.spent, self.looked = panel.seconds(), checkup.seconds
 
     def read(self, answers: int, at: tuple[int, int]) -> dict[str, Any]:
         now = self.panel.seconds()
         cpu = {name: round(seconds - self.spent[name], 6) for name, seconds in now.items()}
         self.spent = now
         seconds = round(time.perf_counter() - self.began, 6)
-        return {"answers": answers, "session": self.session, "at": at, "seconds": seconds, "cpu": cpu,
-                "rss": resident_bytes()}  # fmt: skip
+        row = {"answers": answers, "session": self.session, "at": at, "seconds": seconds, "cpu": cpu,
+               "rss": resident_bytes()}  # fmt: skip
+        looked, self.looked = self.checkup.seconds - self.looked, self.checkup.seconds
+        return row | ({"health": round(looked, 6)} if looked else {})
 
 
 def resident_bytes() -> int:
@@ -318,6 +324,8 @@ def _summarize(run: Run, life: Life) -> dict[str, Any]:
         "peak_rss": max((line["rss"] for line in timing if "rss" in line), default=0),
         "latency": _latency(panel.learner.timed),
     }
+    if looked := sum(line.get("health", 0.0) for line in timing):
+        summary["health_cpu_seconds"] = round(looked, 3)
     if tuning:
         summary["tuning_cpu_seconds"] = round(tuning, 3)
     spent = cpu[LEARNER] - tuning

@@ -12,6 +12,7 @@ import numpy as np
 from pliant.core import Disk, UsageError
 from pliant.core.record import OUTCOMES
 from pliant.report.figures import Figure, figures, shared_figures
+from pliant.report.health import health_of
 from pliant.report.kept import kept_figure
 from pliant.report.load import Loaded, Total, column, labelled, load, speed
 from pliant.report.style import OURS, REFERENCE
@@ -90,6 +91,7 @@ def _section(run: Loaded, prefix: str) -> dict[str, Any]:
         "notes": _notes(run),
         "tiles": _tiles(run) if run.names else [],
         "figures": _figures(run, prefix) if run.names else [],
+        "health": health_of(run, prefix) if run.names else None,
         "tables": [table for table in tables(run) if table.rows] if run.names else [],
         "settings": [table for table in settings(run) if table.rows],
     }
