@@ -151,12 +151,12 @@ def looking(name: str, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--no-ledger", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     steps = {name: projection(name, options.rounds) for name in MODELS}
-    looks = {name: looking(name, max(3, options.rounds // 3)) for name in ("ours", "transformer")}
+    looks = {name: looking(name, max(3, options.rounds // 8)) for name in ("ours", "transformer")}
     for title, table in (("projection", steps), ("health", looks)):
         for name, row in table.items():
             print(title, name, {key: round(value, 4) for key, value in row.items()}, flush=True)
