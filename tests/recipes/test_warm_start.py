@@ -131,14 +131,14 @@ def test_rates_are_chosen_by_what_was_held_out_and_equally_many_for_each_arm() -
     tried: dict[tuple[str, float], list[float]] = {}
     for trial in first:
         tried.setdefault((trial.name, trial.settings["share"]), []).append(trial.settings["rate"])
-    assert len(tried) == 7 and all(tuple(rates) == RATES for rates in tried.values())
+    assert len(tried) == 7 and all(tuple(rates) == RATES["cifar10"] for rates in tried.values())
     best = {"free": 3e-3, "layer norm": 1e-3, "projected": 3e-4, "shrink-perturb": 3e-3}
     results = [(trial, {"accuracy": [0.9, 0.1 - abs(math.log(trial.settings["rate"] / best[trial.name])) / 100]})
                for trial in first]  # fmt: skip
     later = then("cifar10", "ten", results)
     assert len(later) == 33 and TUNING not in {trial.seed for trial in later}
     assert all(trial.settings["rate"] == best[trial.name] and not trial.settings["held_out"] for trial in later)
-    assert {trial.settings["rate"] for trial in then("cifar10", "ten", [])} == {RATES[1]}
+    assert {trial.settings["rate"] for trial in then("cifar10", "ten", [])} == {RATES["cifar10"][1]}
     assert first_trials("cifar10", "minute") == [] and len(then("cifar10", "minute", [])) == 7
 
 
@@ -160,7 +160,7 @@ def test_the_judge_compares_each_net_with_itself() -> None:
     gap, closing, ends = judge(rows)
     assert [gap.verdict, closing.verdict, ends.verdict] == ["reproduced", "reproduced", "reproduced"]
     assert gap.seeds == 3 and gap.spread == "5.8 to 6.0 points with, 6.8 to 7.0 without"
-    assert closing.ours.startswith("-0.1 points (50.1% fresh); shrink and perturb without norms 0.9 points")
+    assert closing.ours.startswith("-0.1 points (50.1% fresh), free 6.9 points, layer norm alone 5.9 points; shrink")
     weak = judge(results(0.5, {"free": 0.49, "layer norm": 0.49, "projected": 0.493, "shrink-perturb": 0.49}))
     assert [claim.verdict for claim in weak] == ["direction only"] * 3
     easy = judge(results(0.5, {"free": 0.51, "layer norm": 0.51, "projected": 0.5, "shrink-perturb": 0.5}))

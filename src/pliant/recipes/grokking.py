@@ -89,7 +89,7 @@ DECAYED = {"lr": 1e-2, "decay": 1.0, "project": 0}
 REWARMED = {"lr": 1e-2, "decay": 0.01, "project": 1, "low": 3e-4, "until": 4000, "ramp": 500}
 LENGTHS: dict[Scale, dict[str, int]] = {
     "minute": {"projected": 1000, "free": 1000},
-    "ten": {"projected": 1500, "free": 4000, "decayed": 2500, "rewarmed": 6500},
+    "ten": {"projected": 1500, "free": 4000, "decayed": 2500, "rewarmed": 5500},
     "hour": {"projected": 4000, "free": 20_000, "decayed": 4000, "rewarmed": 8000},
     "paper": {"projected": 1_000_000, "free": 1_000_000, "decayed": 1_000_000, "rewarmed": 1_000_000},
 }

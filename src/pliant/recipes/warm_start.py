@@ -7,7 +7,7 @@ Paper: Lyle et al. 2025, What Can Grokking Teach Us About Learning Under Nonstat
 and figure 4. Free net there: norms before nonlinearities, lengths of matrices free. Its fresh net is the one that has
 had all the data in the first phase. The effect itself: Ash & Adams 2020, arXiv:1910.08475, whose shrink and perturb
 stands beside it. Not told there, and chosen here: strides 2, batches without replacement, a linear warm-up of 1/20,
-one rate of three for every arm, by a tenth of the training data that a run of its own holds out.
+one rate of a few for every arm, by a tenth of the training data that a run of its own holds out.
 
 Departures: pixels are few here, and so are channels and updates; see `LENGTHS`.
 """
@@ -31,7 +31,8 @@ from pliant.optim.schedules import set_rates
 from pliant.recipes.images import Images, images, kind_of
 from pliant.recipes.reproduce import Claim, Reproduction, Result, Scale, Trial, Verdict
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = {"fashion-mnist": (3e-4, 1e-3, 3e-3), "cifar10": (3e-4, 1e-3, 3e-3, 1e-2)}
+"""The same for each arm."""
 TUNING = 100
 """Seed of the runs by which rates are chosen; no other run has it."""
 KEEP, NOISE = 0.4, 0.4
@@ -93,7 +94,7 @@ def first_trials(kind: str, scale: Scale) -> list[Trial]:
     length = {"data": kind, **LENGTHS[scale][kind]}
     return [
         Trial(arm, {**length, "share": share, "rate": rate, "held_out": 0.1}, TUNING)
-        for arm, share in _arms(SHARES[:1]) for rate in RATES
+        for arm, share in _arms(SHARES[:1]) for rate in RATES[kind]
     ]  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def then(kind: str, scale: Scale, results: Sequence[tuple[Trial, Result]]) -> li
     """Each arm with several seeds, at the rate that did best in the end on what was held out."""
     seeds = {"minute": 1, "ten": 3, "hour": 5, "paper": 5}[scale]
     length = {"data": kind, **LENGTHS[scale][kind]}
-    best = {(arm, is_warm): (0.0, RATES[1]) for arm in ARMS for is_warm in (True, False)}
+    best = {(arm, is_warm): (0.0, RATES[kind][1]) for arm in ARMS for is_warm in (True, False)}
     for trial, result in results:
         key = trial.name, bool(trial.settings["share"])
         best[key] = max(best[key], (result["accuracy"][-1], trial.settings["rate"]))
@@ -192,6 +193,7 @@ def accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 
 Runs = Sequence[tuple[Trial, Result]]
+VISIBLE = 0.5
 PAPER = {0.1: (0.734, 0.676, 0.793, 0.795), 0.5: (0.734, 0.718, 0.793, 0.801)}
 """Figure 4: test accuracy of the free net, fresh and warm, and of the projected one; CIFAR-10 with 50,000 images."""
 
@@ -215,14 +217,18 @@ def judge(results: Runs) -> list[Claim]:
     return [make(results, share) for share in shares for make in (_gap, _closing, _ends)]
 
 
+def _clear(values: Sequence[float]) -> bool:
+    """Whether there is a gap to speak of: in every seed, and of half a point in the mean."""
+    return min(values) > 0 and statistics.mean(values) >= VISIBLE
+
+
 def _gap(results: Runs, share: float) -> Claim:
     fresh, warm, *_ = PAPER[share]
     plain, normed = gaps(results, "free", share), gaps(results, "layer norm", share)
     verdict: Verdict = "not reproduced"
-    if min(normed) > 0:
-        verdict = "reproduced" if statistics.mean(normed) >= 50 * (fresh - warm) else "direction only"
-    elif min(plain) > 0:
-        verdict = "direction only"
+    if _clear(normed) or _clear(plain):
+        like = _clear(normed) and statistics.mean(normed) >= 50 * (fresh - warm)
+        verdict = "reproduced" if like else "direction only"
     return Claim(
         f"{_where(results)}: a free net that has first learned {share:.0%} of the data ends below the same net fresh",
         f"{100 * (fresh - warm):.1f} points below, with layer norm", "transcribed",
@@ -236,18 +242,18 @@ def _closing(results: Runs, share: float) -> Claim:
     fresh, warm = PAPER[share][2:]
     held, plain, normed = (gaps(results, arm, share) for arm in ("projected", "free", "layer norm"))
     other = gaps(results, "shrink-perturb", share)
-    most = max(statistics.mean(plain), statistics.mean(normed))
+    most = max(plain, normed, key=statistics.mean)
     verdict: Verdict = "not reproduced"
-    if most <= 0:
+    if not _clear(most):
         verdict = "not possible here"
-    elif statistics.mean(held) < most:
-        verdict = "reproduced" if statistics.mean(held) <= most / 4 else "direction only"
-    nothing = "; the set is too easy: there is no gap to close" if most <= 0 else ""
+    elif all(mine < free for mine, free in zip(held, most, strict=True)):
+        verdict = "reproduced" if statistics.mean(held) <= statistics.mean(most) / 4 else "direction only"
+    nothing = "; the set is too easy: there is no gap to close" if verdict == "not possible here" else ""
     return Claim(
         f"{_where(results)}: with projection and a rate that rises again the gap after {share:.0%} closes",
         f"{100 * (fresh - warm):.1f} points", "transcribed",
-        f"{_points(held)} ({_percent(final(results, 'projected', FRESH))} fresh); shrink and perturb without norms "
-        f"{_points(other)}{nothing}",
+        f"{_points(held)} ({_percent(final(results, 'projected', FRESH))} fresh), free {_points(plain)}, "
+        f"layer norm alone {_points(normed)}; shrink and perturb without norms {_points(other)}{nothing}",
         f"{_range(held)} points", len(held), verdict,
     )  # fmt: skip
 
