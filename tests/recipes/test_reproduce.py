@@ -113,9 +113,10 @@ def test_the_command_says_what_it_would_run(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.timeout(3600)
 def test_check_12_and_13_grokking_early_late_and_on_demand(tmp_path: Path) -> None:
     found = reproduce(GROKKING, "ten", tmp_path)
-    *early, on_demand = (claim["verdict"] for claim in found["claims"])
-    # One seed of three understands later than 1,500 steps after the rise of the rate (docs/results/grokking.json).
-    assert early == ["reproduced"] * 2 and on_demand in ("reproduced", "direction only")
+    early, decayed, on_demand = found["claims"]
+    assert early["verdict"] == decayed["verdict"] == "reproduced"
+    # One seed of three needs more than the 1,500 steps after the rise of the rate (docs/results/grokking.json).
+    assert on_demand["ours"].count("never") <= 1
 
 
 def test_trials_may_depend_on_the_results_of_the_first(tmp_path: Path) -> None:
