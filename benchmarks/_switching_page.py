@@ -53,6 +53,8 @@ Differences of mean return in the same worlds, by seed:
 An arm below *fresh* is not as good as new: nothing that it knew of other worlds makes up for what it lost. Rates were
 chosen over {tuning_worlds} worlds, which does not ask for what lasts.
 
+Means over seeds; the bands are a standard deviation of *adam* and *project*.
+
 ![Return by world, and within the last worlds](control.svg)
 
 ## In your own loop
