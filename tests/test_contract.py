@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pliant.core import UsageError, check_roles, detach, leaves, load_state, nbytes, put, save_state, stack, take
@@ -25,6 +25,7 @@ def plain(case: Case, batch: int = 3, steps: int = 9, extra: tuple[int, ...] = (
 
 
 @every_case
+@settings(max_examples=15)
 @given(data=st.data())
 def test_whole_sequence_chunks_and_steps_are_the_same(case: Case, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -37,6 +38,7 @@ def test_whole_sequence_chunks_and_steps_are_the_same(case: Case, data: st.DataO
 
 
 @every_case
+@settings(max_examples=10)
 @given(data=st.data())
 def test_going_on_from_a_state_is_the_same_as_never_having_stopped(case: Case, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES))

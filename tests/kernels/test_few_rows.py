@@ -88,3 +88,11 @@ def test_gradients_and_other_dtypes_take_the_product_of_torch() -> None:
     x.grad = None
     linear_int8(x, whole, scale).sum().backward()
     torch.testing.assert_close(x.grad, (whole * scale[:, None]).sum(0).expand(2, -1))
+
+
+@torch.no_grad()
+def test_within_a_transform_of_torch_the_product_is_that_of_torch() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 2, 128, generator=random), torch.randn(128, 128, generator=random)
+    y = torch.func.vmap(lambda rows: linear(rows, weight))(x)
+    torch.testing.assert_close(y, F.linear(x, weight), atol=1e-4, rtol=1e-5)

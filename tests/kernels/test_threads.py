@@ -78,3 +78,18 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
             os._exit(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_products_within_a_call_are_by_one_thread_and_those_after_it_by_all(either: str) -> None:
+    x = torch.eye(64)
+    found: list[torch.Tensor] = []
+    inside: list[int] = []
+
+    def product() -> None:
+        inside.append(torch.get_num_threads())
+        found.append(x @ x)
+
+    at_once([product, product, product])
+    assert all(y.equal(x) for y in found) and len(found) == 3
+    assert either == "openmp" or inside == [1, 1, 1]
+    assert torch.get_num_threads() == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pliant.core import UsageError, nbytes, seeded
 from pliant.mixers import FullAttention, SequenceMixer, WindowAttention
-from pliant.mixers.attention import AttentionState, causal_attention, rotate, rotation
+from pliant.mixers.attention import SHORT, AttentionState, causal_attention, rotate, rotation
 from tests.mixers.compaction import agrees_with_compaction
 from tests.suite import close, equal_states, same_state, worlds
 
@@ -247,3 +247,24 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def _sliced(y: Tensor) -> int:
+    """Numbers that slices write on the way back from y: each gives an array as large as what it was cut from."""
+    seen, waiting, numbers = set(), [y.grad_fn], 0
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+        if "Slice" in node.name():
+            numbers += math.prod(node._saved_self_sym_sizes)  # type: ignore[attr-defined]
+    return numbers
+
+
+@pytest.mark.global_rng
+def test_the_way_back_grows_as_the_sequence_does() -> None:
+    mixer = WindowAttention(8, 2, window=32)
+    short, long = (_sliced(mixer(torch.ones(1, steps, 8))[0]) for steps in (4 * SHORT, 16 * SHORT))
+    assert 0 < long <= 5 * short

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._math import float_of_bits, rint
+from pliant.kernels._operator import transformed
 
 ROWS = 8
 """Rows up to which this is faster than `F.linear`."""
@@ -73,7 +74,7 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def plain(*tensors: Tensor) -> bool:
     """Whether these are float32 on the CPU, and nobody asks for gradients, traces, or has another dtype in mind."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if transformed() or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return all(x.dtype == torch.float32 and x.is_cpu and x.is_contiguous() for x in tensors)
 

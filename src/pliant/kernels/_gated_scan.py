@@ -108,6 +108,8 @@ def gated_scan_loop(
     first: Tensor, reset: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The recurrence as it is written above; arguments as in `gated_scan`, all of one float type."""
+    if mask is not None:  # where it is false not even NaN may reach a gradient
+        x, input_gate, decay_gate = (torch.where(mask[..., None], part, 0) for part in (x, input_gate, decay_gate))
     log_a = -DECAY_POWER * torch.sigmoid(decay_gate) * rate
     # The square comes from the logarithm, since a * a rounds twice near 1.
     scale = bounded_sqrt(1 - torch.exp(2 * log_a))

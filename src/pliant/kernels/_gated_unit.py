@@ -77,6 +77,8 @@ def gated_unit(
     unit = gated_unit_loop if x.shape[1] <= 1 and form is None else select("gated_unit", forms, x, form)
     parts = (x, input_weight, input_bias, decay_weight, decay_bias, rate, h0)
     u, wi, bi, wa, ba, s, start = (part.to(wide) for part in parts)
+    if mask is not None:  # gradients of the weights are products with all of x
+        u = torch.where(mask[..., None, None], u, 0)
     h, h_last = unit(u, wi, bi, wa, ba, s, start, first, reset, mask)
     return h.to(x.dtype), h_last
 

@@ -93,13 +93,7 @@ def at_once(functions: Sequence[Callable[[], None]]) -> None:
     elif (parallel := _openmp()) is not None and not _forked:
         _by_openmp(parallel, functions)
     else:
-        running = [_threads().submit(function) for function in functions[1:]]
-        try:
-            functions[0]()
-        finally:
-            wait(running)
-        for done in running:
-            done.result()
+        _by_pool(functions)
 
 
 @cache
@@ -136,6 +130,23 @@ def _by_openmp(parallel: Any, functions: Sequence[Callable[[], None]]) -> None:
     parallel(_MEMBER(work), None, len(functions), 0)
     if raised:
         raise raised[0]
+
+
+def _by_pool(functions: Sequence[Callable[[], None]]) -> None:
+    threads = torch.get_num_threads()
+
+    def alone(function: Callable[[], None]) -> None:
+        torch.set_num_threads(1)  # of this thread and, for products, of all; OpenMP sees to that by itself
+        function()
+
+    running = [_threads().submit(alone, function) for function in functions[1:]]
+    try:
+        alone(functions[0])
+    finally:
+        wait(running)
+        torch.set_num_threads(threads)
+    for done in running:
+        done.result()
 
 
 def whole_pages(x: Tensor) -> Tensor:

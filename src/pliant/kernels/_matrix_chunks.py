@@ -407,21 +407,13 @@ def _over_rows(job: Callable[[slice], None], plan: _Plan) -> None:
 
     A single product is too small to be worth sharing, and threads that share one stay awake and in the way after it.
     """
-    threads = torch.get_num_threads()
     if not plan.rows:
         return
-    if plan.rows < threads:
+    if plan.rows < torch.get_num_threads():
         job(slice(0, plan.rows))
-        return
-
-    def alone(start: int, stop: int) -> None:
-        torch.set_num_threads(1)  # of this thread
-        job(slice(start, stop))
-
-    try:
-        over_jobs(alone, plan.rows, plan.rows * plan.steps * (plan.keys + plan.values))
-    finally:
-        torch.set_num_threads(threads)
+    else:
+        elements = plan.rows * plan.steps * (plan.keys + plan.values)
+        over_jobs(lambda start, stop: job(slice(start, stop)), plan.rows, elements)
 
 
 def _array(x: Tensor) -> np.ndarray:

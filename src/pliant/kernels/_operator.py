@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C import _functorch as functional
 from torch.autograd import forward_ad
 
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -29,6 +30,7 @@ class Operator:
             given = (x for x in arguments if isinstance(x, torch.Tensor) and x.dtype != torch.bool)
             if any(forward_ad.unpack_dual(x).tangent is not None for x in given):
                 raise RuntimeError(f"{self._name} has no derivatives in forward mode; they need the readable form")
+        refuse_functional_gradients(self._name)
         return self._call(*arguments)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +50,21 @@ class Operator:
         if self._gradients is None:
             raise RuntimeError(f"{self._name} has no gradient; gradients of gradients need the readable form")
         return self._gradients(ctx, *grads)
+
+
+def transformed() -> bool:
+    """Whether `torch.func` is at work, whose tensors are not the memory that a kernel would read."""
+    return not torch.compiler.is_compiling() and functional.maybe_current_level() is not None
+
+
+def refuse_functional_gradients(name: str) -> None:
+    """Raise where `torch.func` takes gradients: PyTorch would as well, without a word about what to do instead."""
+    if not transformed():
+        return
+    if any(level.key() == functional.TransformType.Grad for level in functional.get_interpreter_stack() or ()):
+        raise RuntimeError(
+            f'{name} has no gradients for torch.func; choose the readable form, form="loop", or torch.autograd.grad'
+        )
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

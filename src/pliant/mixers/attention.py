@@ -220,22 +220,26 @@ def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: i
     keys, values = where_steps(fine, keys), where_steps(fine, values)
     cos, sin = rotation(keys.shape[1], q.shape[-1], q)
     q, keys = rotate(q, cos[past:], sin[past:]), rotate(keys, cos, sin)
-    at = torch.arange(keys.shape[1], device=q.device)
     outputs = []
     size = max(window, SHORT)
     # A graph for all lengths has no loop over blocks: compiled, all steps are one block.
     whole = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    for start in (0,) if whole else range(0, steps, size):
-        now = slice(past + start, past + (steps if whole else min(start + size, steps)))
-        span = slice(0 if whole else max(0, now.start - window + 1), now.stop)
-        age = at[now, None] - at[span]
-        own, other = episodes[:, now, None], episodes[:, None, span]
+    sizes = [steps] if whole else [min(size, steps - start) for start in range(0, steps, size)]
+    # Split, since on the way back each slice would be an array of all steps.
+    before, *blocks = zip(*(x.split([past, *sizes], 1) for x in (keys, values, episodes, fine)), strict=True)
+    for queries, block in zip(q.split(sizes, 1), blocks, strict=True):
+        k, v, other, known = (
+            torch.cat([x[:, max(0, x.shape[1] - window + 1) :], y], 1) for x, y in zip(before, block, strict=True)
+        )
+        before, own = block, block[2]
+        at = torch.arange(k.shape[1], device=q.device)
+        age = at[k.shape[1] - own.shape[1] :, None] - at
+        own, other = own[..., None], other[:, None]
         # A step that does not exist sees itself: nothing at all would make the softmax NaN.
         visible = ((age >= 0) & (age < window) & (own == other) & (other >= 0)) | (age == 0)
-        part = q[:, start : now.stop - past], keys[:, span], values[:, span]
-        queries, *seen = (x.transpose(1, 2) for x in part)
-        y = F.scaled_dot_product_attention(queries, seen[0], seen[1], attn_mask=visible[:, None])
-        spoiled = (visible & ~fine[:, None, span]).any(-1)
+        heads, k, v = (x.transpose(1, 2) for x in (queries, k, v))
+        y = F.scaled_dot_product_attention(heads, k, v, attn_mask=visible[:, None])
+        spoiled = (visible & ~known[:, None]).any(-1)
         outputs.append(torch.where(spoiled[..., None, None], torch.nan, y.transpose(1, 2)))
     return torch.cat(outputs, 1) if outputs else q
 
