@@ -1,6 +1,7 @@
 """A learner of a table takes a way without autograd; whoever switches it off gets the same life but for rounding."""
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from pliant.core import seeded
 from pliant.core.columns import Column, Columns
 from pliant.learn import Learner, bptt
 from pliant.models.table import TableModel
-from pliant.optim import adamw
+from pliant.optim import EWC, Replay, Upkeep, adamw
 from pliant.streams import Series
 from tests.streams.test_series import world
 
@@ -25,11 +26,13 @@ class Called(TableModel):
         return super().forward(x, state, seen=seen, **flags)
 
 
-def learner(columns: Columns, kind: type[TableModel], stream: Series, window: int, every: int) -> Learner:
+def learner(
+    columns: Columns, kind: type[TableModel], stream: Series, window: int, every: int, keep: Sequence[Upkeep] = ()
+) -> Learner:
     with seeded(0):
         model = kind(columns, width=8, depth=2).double()
     rule = bptt(window, every=every, revisit=True)
-    return Learner(model, adamw(model, 1e-2), rule, streams=stream.streams, remember=200)
+    return Learner(model, adamw(model, 1e-2), rule, keep, streams=stream.streams, remember=200)
 
 
 def life(ours: Learner, stream: Series) -> tuple[list[torch.Tensor], list[float], list[str]]:
@@ -61,6 +64,20 @@ def test_the_same_life_with_and_without_autograd(horizon: int, delay: int, group
     assert ours[1] == pytest.approx(theirs[1], rel=1e-9, abs=1e-9)
     for a, b in zip(ours[0], theirs[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("delay", [0, 3])
+def test_what_upkeep_adds_is_in_the_gradient_of_the_short_way_too(delay: int) -> None:
+    """There all gradients stand in one buffer, which is clipped as one."""
+    here, lives = world(40, 2, delay, seed=5, missing=0.2), []
+    for kind in (TableModel, Called):
+        keep = [Replay(20, 3), EWC(50.0, every=4, samples=3, fisher="empirical")]
+        ours = learner(here.source.columns, kind, here.stream(), 4, 3, keep)
+        lives.append(life(ours, here.stream()))
+        assert keep[0].memory.seen and keep[1].times  # type: ignore[attr-defined]
+    assert lives[0][1] == pytest.approx(lives[1][1], rel=1e-8, abs=1e-8)
+    plain = life(learner(here.source.columns, TableModel, here.stream(), 4, 3), here.stream())
+    assert plain[1] != pytest.approx(lives[0][1], rel=1e-4)
 
 
 def test_answers_that_come_long_after_the_others_are_learned_from_too() -> None:

@@ -28,6 +28,7 @@ CASES = (
     Case("digits by row", lambda: digits(batch=3, questions=QUESTIONS), lambda s: s),
     Case("digits by pixel", lambda: digits(by="pixel", batch=3, questions=QUESTIONS, images=50), lambda s: s),
     Case("permute", small, lambda s: drift.permute(s, every=30, seed=1)),
+    Case("permute, returning", small, lambda s: drift.permute(s, every=30, returning=2, seed=1)),
     Case("relabel", small, lambda s: drift.relabel(s, every=30, seed=1)),
     Case("redraw", small, lambda s: drift.redraw(s, every=30, items=24, seed=1)),
     Case("visits", small, lambda s: drift.visits(drift.permute(s, every=30), items=24)),

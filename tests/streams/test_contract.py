@@ -248,6 +248,19 @@ def test_permute_reorders_inputs_and_changes_nothing_else() -> None:
     assert len({tuple(order) for order in orders}) == 6
 
 
+def test_tasks_that_return_are_the_same_again() -> None:
+    whole, back = drift.permute(items(40), every=30, seed=1), drift.permute(items(40), every=30, returning=2, seed=1)
+    natural = torch.cat([question.inputs.flatten(1) for question in questions_of(items(40))])
+    moved = torch.cat([question.inputs.flatten(1) for question in questions_of(back)])
+    for k in range(160):
+        assert moved[k].equal(natural[k, drift.permutation(k // 30 % 2, natural.shape[1], seed=1)])
+    new = torch.cat([question.inputs.flatten(1) for question in questions_of(whole)])
+    assert new[:60].equal(moved[:60]) and not new[90:120].equal(moved[90:120])
+    back = drift.permute(items(40), every=30, returning=2)
+    tags = torch.cat([answer.tags["task"][:, 0] for answer in answers_of(back)])
+    assert tags.tolist() == [k // 30 % 2 for k in range(160)]
+
+
 def test_relabel_renames_classes_and_changes_nothing_else() -> None:
     one, two = answers_of(items(40)), answers_of(drift.relabel(items(40), every=30, seed=3))
     for task in range(6):
@@ -341,6 +354,7 @@ def test_what_is_out_of_range_is_refused() -> None:
         lambda: digits(batch=0),
         lambda: digits(held_out=1.0),
         lambda: drift.permute(items(), every=0),
+        lambda: drift.permute(items(), every=10, returning=0),
         lambda: drift.delay(items(), questions=-1),
         lambda: drift.hide(items(), rate=2.0),
         lambda: drift.shard(items(), rank=4, world=3),

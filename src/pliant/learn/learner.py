@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
+from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack, take
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
 from pliant.learn.rules import Asked, Bptt, Together, bptt, joined
-from pliant.optim import Probe, Upkeep
+from pliant.optim import Lesson, Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
 """(output `(R, T, ...)`, answer) -> scalar to descend."""
@@ -207,19 +207,28 @@ class Learner(Predictor):
         reports: tuple[dict[str, Any], ...] = ()
         while due:
             reached = self.rule.reach(self._back_from(due[-1]))
-            outcome, nats, more = self._update(reached, answer)
+            outcome, nats, more = self._update(reached, answer, due)
             reports += more
             times = {asked.question.time for asked in reached}
             due = [time for time in due if time not in times]
         return outcome, nats, reports
 
-    def _update(self, reached: list[Asked], answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
+    def _update(
+        self, reached: list[Asked], answer: Answer, due: list[int]
+    ) -> tuple[str, float, tuple[dict[str, Any], ...]]:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         _clear(parameters)
         nats = self._descend(reached, answer)
         self._tape = None
         if not math.isfinite(nats):
             return "non-finite loss", nats, ()
+        probe = Probe(self.updates + 1, self.generator, reached[-1].question, nats)
+        adding = [upkeep for upkeep in self.keep if type(upkeep).gradient is not Upkeep.gradient]
+        if adding:
+            probe = probe._replace(lessons=self._lessons(reached, due))
+            with torch.enable_grad():
+                for upkeep in adding:
+                    upkeep.gradient(self.model, self.optimizer, probe)
         finite = self._gradient_is_finite([p.grad for p in parameters if p.grad is not None])
         if finite:
             self.optimizer.step()
@@ -227,12 +236,23 @@ class Learner(Predictor):
         if not finite:
             return "non-finite gradient", nats, ()
         self.updates += 1
-        probe = Probe(self.updates, self.generator, reached[-1].question, nats)
         with torch.no_grad():
             reports = tuple(upkeep.apply(self.model, self.optimizer, probe) for upkeep in self.keep)
         if self.after_update == "recompute":
             self._asked, self.memory = self._again()
         return "updated", nats, reports
+
+    def _lessons(self, reached: list[Asked], due: list[int]) -> tuple[Lesson, ...]:
+        """What is learned for the first time; `due` has the time of its question once for each answer."""
+        found = []
+        for asked in reached:
+            question = asked.question
+            known = self._known.get(question.time, [])
+            for part in known[max(0, len(known) - due.count(question.time)) :]:
+                rows = part.answer.rows
+                inputs, reset, mask = (rows_of(of, question.rows, rows) for of in question[:3])
+                found.append(Lesson(inputs, reset, mask, take(asked.before, rows), part.answer.targets, part.use))
+        return tuple(found)
 
     def _descend(self, reached: list[Asked], answer: Answer) -> float:
         """The loss; where that is finite, its gradient is in `grad` of the parameters then."""

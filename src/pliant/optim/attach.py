@@ -26,6 +26,10 @@ class Attached:
         self._generator = generator(seed, "attach")
         self._nats = float("nan")
         for upkeep in self._keep:
+            if type(upkeep).gradient is not Upkeep.gradient:
+                raise UsageError(
+                    f"attach: {type(upkeep).__name__} learns from answers, which only a Learner has to give"
+                )
             upkeep.init(model, optimizer)
         optimizer.register_step_post_hook(self._after_step)
 

@@ -1,6 +1,6 @@
 """Wrappers that make a stream change; each takes a stream and returns one.
 
-- `permute`, `relabel`, `redraw`: a new task every so many answers
+- `permute`, `relabel`, `redraw`: a new task every so many answers; those of `permute` may return
 - `visits`: tell first visits of an item from revisits within a task
 - `delay`, `hide`: answers come late, or not at all
 - `shard`: the part of a stream that belongs to one of several processes
@@ -22,20 +22,28 @@ from pliant.core import Answer, Batch, Question, UsageError, numpy_generator
 from pliant.streams.base import Spec, Stream
 
 
-def permute(stream: Stream, *, every: int, seed: int = 0) -> Stream:
+def permutation(task: int, size: int, seed: int = 0) -> Tensor:
+    """The order in which `permute` puts the `size` inputs of a question of this task, `(size,)` int64."""
+    natural = np.arange(size)
+    return torch.from_numpy(natural if task == 0 else numpy_generator(seed, f"permute/{task}").permutation(size))
+
+
+def permute(stream: Stream, *, every: int, returning: int | None = None, seed: int = 0) -> Stream:
     """Reorder the inputs of a question (steps and features together) anew every `every` answers.
 
     The first task keeps the natural order. Adds the tag `task`.
-    """
-    tasks = _Tasks(stream.spec, every)
 
-    def order(task: int, size: int) -> Tensor:
-        natural = np.arange(size)
-        return torch.from_numpy(natural if task == 0 else numpy_generator(seed, f"permute/{task}").permutation(size))
+    Args:
+        stream: what to wrap.
+        every: answers that a task lasts.
+        returning: there are so many tasks, visited in turn again and again; None means that each is new.
+        seed: of the orders.
+    """
+    tasks = _Tasks(stream.spec, every, returning)
 
     def question(asked: Question) -> Question:
         flat = asked.inputs.flatten(1)
-        orders = tasks.per_row(asked.time, asked.rows, lambda task: order(task, flat.shape[1]))
+        orders = tasks.per_row(asked.time, asked.rows, lambda task: permutation(task, flat.shape[1], seed))
         return asked._replace(inputs=flat.gather(1, orders).reshape(asked.inputs.shape))
 
     return _Mapped(stream, question=question, answer=tasks.tag)
@@ -135,14 +143,17 @@ def shard(stream: Stream, *, rank: int, world: int) -> Stream:
 class _Tasks:
     """Which task a row of a question belongs to, when a new one starts every `every` answers."""
 
-    def __init__(self, spec: Spec, every: int):
+    def __init__(self, spec: Spec, every: int, returning: int | None = None):
         if every < 1:
             raise UsageError(f"drift: every is {every}, expected at least 1 answer")
-        self.spec, self.every = spec, every
+        if returning is not None and returning < 1:
+            raise UsageError(f"drift: returning is {returning}, expected at least 1 task, or None")
+        self.spec, self.every, self.returning = spec, every, returning
         self._made: dict[int, Tensor] = {}
 
     def of(self, time: int, rows: Tensor) -> Tensor:
-        return (self.spec.asked_before(time) + rows) // self.every
+        visit = (self.spec.asked_before(time) + rows) // self.every
+        return visit if self.returning is None else visit % self.returning
 
     def per_row(self, time: int, rows: Tensor, make: Callable[[int], Tensor]) -> Tensor:
         """`make(task)` for the task of each row, `(R, size)`."""
