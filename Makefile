@@ -69,6 +69,8 @@ $(STAMPS)/dev: $(STAMPS)/run
 $(STAMPS)/oracles: $(STAMPS)/venv requirements-oracles.txt
 	$(PYTHON) -m venv --clear $(VENV)-oracles
 	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r requirements-oracles.txt
+	# Without its mlstm_kernels, whose license we keep away from and which no parity here needs.
+	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps xlstm==2.0.6
 	$(VENV)-oracles/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-build-isolation -e .
 	@touch $@
 
