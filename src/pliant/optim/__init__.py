@@ -15,7 +15,7 @@ from pliant.optim.adamw import adamw
 from pliant.optim.attach import Attached, attach
 from pliant.optim.base import Lesson, Probe, Upkeep
 from pliant.optim.continual import ContinualBackprop
-from pliant.optim.keeping import KEEPERS, Keeper, keeping
+from pliant.optim.keeping import keeping
 from pliant.optim.memory import EWC, Replay
 from pliant.optim.normalization import Norms, invariant, normalized, norms_of
 from pliant.optim.projection import effective_rate, normalize_and_project
@@ -24,11 +24,9 @@ from pliant.optim.upkeep import Isometry, Rewarm, ShrinkPerturb, TowardInit
 
 __all__ = [
     "EWC",
-    "KEEPERS",
     "Attached",
     "ContinualBackprop",
     "Isometry",
-    "Keeper",
     "Lesson",
     "Norms",
     "Probe",

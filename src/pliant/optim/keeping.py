@@ -1,4 +1,4 @@
-"""Ways to stay able to learn by name, with strengths that the long trial chose (docs/keeping.md)."""
+"""Ways to stay able to learn, and to retain what was learned, by name."""
 
 from collections.abc import Callable, Collection
 from typing import Literal
@@ -10,11 +10,14 @@ from pliant.core import UsageError
 from pliant.core.change import Cusum
 from pliant.optim.base import Upkeep
 from pliant.optim.continual import ContinualBackprop
+from pliant.optim.memory import EWC, Replay
 from pliant.optim.projection import normalize_and_project
 from pliant.optim.schedules import Schedule
 from pliant.optim.upkeep import Isometry, Rewarm, ShrinkPerturb, TowardInit
 
-Keeper = Literal["normalize-project", "rewarm", "toward-init", "shrink-perturb", "continual-backprop", "isometry"]
+Keeper = Literal[
+    "normalize-project", "rewarm", "toward-init", "shrink-perturb", "continual-backprop", "isometry", "replay", "ewc"
+]  # fmt: skip
 
 
 def changed() -> Cusum:
@@ -27,6 +30,9 @@ KEEPERS: dict[Keeper, Callable[[], Upkeep]] = {
     "shrink-perturb": lambda: ShrinkPerturb(1e-4, 1e-3),
     "continual-backprop": lambda: ContinualBackprop(1e-3),
     "isometry": lambda: Isometry(detector=changed()),
+    "replay": Replay,
+    # The sampled information is for classes alone.
+    "ewc": lambda: EWC(10.0, detector=changed(), fisher="empirical"),
 }
 
 
@@ -42,7 +48,8 @@ def keeping(
 
     Args:
         names: of the ways; each may be named once, and order does not matter. None: the rate follows `factor`,
-            and nothing is kept.
+            and nothing is kept. Strengths are those that did best on small images (docs/keeping.md, docs/returning.md);
+            for others give the upkeep itself to a learner.
         model: with roles.
         optimizer: over its parameters, before the first step.
         factor: of the rate, by updates.

@@ -15,7 +15,8 @@ from pliant.core.seeds import seeded
 from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, bptt
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
-from pliant.optim import Keeper, adamw, keeping, warmup, warmup_cosine
+from pliant.optim import adamw, warmup, warmup_cosine
+from pliant.optim.keeping import Keeper, keeping
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Panel, Scoring
 from pliant.streams import Stream, digits, drift
@@ -57,7 +58,8 @@ class DigitsConfig:
     lr: float = 3e-3
     """Learning rate of AdamW."""
     keep: tuple[Keeper, ...] = ("toward-init",)
-    """Ways in which the learner is kept able to learn, as in --keep normalize-project,rewarm; none if left empty."""
+    """Ways in which the learner is kept able to learn or to retain, as in --keep normalize-project,isometry; none if
+    left empty."""
     retrain: int = 2000
     """Answers between two trainings from scratch of the opponent that is retrained, and their sliding window."""
     opponents: tuple[Opponent, ...] = ("plain", "majority", "no-change", "frozen", "retrained")

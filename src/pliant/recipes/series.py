@@ -9,7 +9,8 @@ from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, bptt
 from pliant.learn.references import LastLabel, Marginal, Seasonal
 from pliant.learn.trees import Boosting, River
 from pliant.models.table import TableModel
-from pliant.optim import Keeper, adamw, inverse_sqrt, keeping
+from pliant.optim import adamw, inverse_sqrt
+from pliant.optim.keeping import Keeper, keeping
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Changes, Panel, Scoring, row_nats
 from pliant.recipes.watch import Watched
