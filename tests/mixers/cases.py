@@ -33,5 +33,6 @@ CASES = (
     Case("LRU, more states than features, slow", lambda: LRU(3, 5, 0.9, 0.999, 0.3), 3),
     Case("WindowAttention", lambda: WindowAttention(8, 2, 4), 8),
     Case("WindowAttention, this step alone", lambda: WindowAttention(4, 1, 1), 4),
-    Case("FullAttention", lambda: FullAttention(2, 1, 33), 2),
+    Case("FullAttention", lambda: FullAttention(4, 2, 33), 4),
+    Case("FullAttention, one head", lambda: FullAttention(2, 1, 33), 2),
 )

@@ -125,7 +125,8 @@ class FullAttention(_Attention):
     """Attention over the whole episode. `(B, T, *E, D) -> (B, T, *E, D)`.
 
     An episode has room for `max_steps` steps; `forward` raises `UsageError` before one that has none, and
-    changes nothing then (compiled or exported, it raises `RuntimeError`). A reset makes room.
+    changes nothing then (compiled or exported, it raises `RuntimeError`). A reset makes room. With one head, a graph
+    that inductor of torch 2.13 makes for all lengths fails on its way back; with more it does not.
 
     Args:
         width: D.

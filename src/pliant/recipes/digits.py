@@ -57,7 +57,7 @@ class DigitsConfig:
     """Steps that gradients reach back (1 to 4096)."""
     lr: float = 3e-3
     """Learning rate of AdamW."""
-    keep: tuple[Keeper, ...] = ("toward-init",)
+    keep: tuple[Keeper, ...] = ("normalize-project", "isometry")
     """Ways in which the learner is kept able to learn or to retain, as in --keep normalize-project,isometry; none if
     left empty."""
     retrain: int = 2000

@@ -10,7 +10,7 @@ from pliant.report.labels import label_ends
 from pliant.report.load import Loaded, answers, column, tasks
 from pliant.report.paint import Line, paint_line, plain, svg
 from pliant.report.style import LEFT, WIDE, color_of
-from pliant.report.values import Floats, amount, short, show
+from pliant.report.values import MAX_TEXT, Floats, amount, short, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,6 +90,6 @@ def _ends(run: Loaded, name: str, y: Floats) -> str:
 
 def _ways(run: Loaded) -> str:
     """The value of --keep, as it is typed."""
-    return "--keep " + short(run.config.get("keep", "")).strip("[]()").replace("'", "").replace('"', "").replace(
-        " ", ""
-    )
+    return "--keep " + short(run.config.get("keep", ""), MAX_TEXT).strip("[]()").replace("'", "").replace(
+        '"', ""
+    ).replace(" ", "")
