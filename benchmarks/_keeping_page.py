@@ -13,6 +13,7 @@ from pliant.report.style import BLUE, ORANGE, STYLE
 Line = dict[str, Any]
 Place = tuple[str, str]
 WORLD_NAMES = {"permute": "pixels reordered, 400 tasks", "random": "classes drawn anew, 200 tasks"}
+SEEDS = 5
 PLAIN, REFERENCE = "adam", ("anew", "norm-anew")
 HEAD = """# Who stays able to learn
 
@@ -22,8 +23,8 @@ of the images with classes drawn anew, ten passes each. Every image is answered 
 how fast a task is learned, and whether late tasks are learned as fast as early ones. No arm is told when a task begins;
 those that act at a change find it in their own loss (CUSUM). Each arm had six settings, tried with a seed of its own
 on a quarter of the tasks, and the best in online accuracy was run with {seeds} other seeds; mean and standard
-deviation over these. *anew* begins again from its first parameters at each change that it finds: where tasks have
-nothing in common nothing better can be expected of what is kept from before, and an arm above it has gained.
+deviation over these.{unfinished} *anew* begins again from its first parameters at each change that it finds: where
+tasks have nothing in common, an arm above it has come to parameters that learn faster than first ones do.
 
 - *norm*: LayerNorm before each nonlinearity. Our recurrent net has norms there already.
 - *isometry*: FIRE. *project*: normalize-and-project, with the norms. *rewarm*: the rate
@@ -37,7 +38,9 @@ nothing in common nothing better can be expected of what is kept from before, an
 def draw(lines: Sequence[Line], seeds: Sequence[int]) -> None:
     """Both files."""
     found = by_place(lines, seeds)
-    text = [HEAD.format(seeds=len(seeds)), "![Online accuracy over tasks](keeping.svg)\n"]
+    unfinished = f" So far these are {len(seeds)} of {SEEDS}, and what has no section has not been run."
+    head = HEAD.format(seeds=len(seeds), unfinished=unfinished if len(seeds) < SEEDS else "")
+    text = [head, "![Online accuracy over tasks](keeping.svg)\n"]
     for (world, net), arms in found.items():
         text += [f"\n## {net}, {WORLD_NAMES[world]}\n", *_table(arms)]
     (DOCS / "keeping.md").write_text("\n".join(text) + "\n")
