@@ -1,10 +1,10 @@
 """An agent whose world is rewired: PPO of stable-baselines3 on CartPole, with and without keeping.
 
-python -m venv /tmp/venv-control
-/tmp/venv-control/bin/pip install -c constraints.txt torch==2.13.0 stable-baselines3==2.9.2 gymnasium==1.4.0 -e .
-/tmp/venv-control/bin/python benchmarks/switching_control.py             # what is missing in docs/results/control.jsonl
-/tmp/venv-control/bin/python benchmarks/switching_control.py --draw      # docs/control.md and docs/control.svg
-/tmp/venv-control/bin/python benchmarks/switching_control.py --ledger    # a line of the ledger
+python -m venv .venv-control
+.venv-control/bin/pip install -c constraints.txt torch==2.13.0 stable-baselines3==2.9.2 gymnasium==1.4.0 -e .
+.venv-control/bin/python benchmarks/switching_control.py             # what is missing in docs/results/control.jsonl
+.venv-control/bin/python benchmarks/switching_control.py --draw      # docs/control.md and docs/control.svg
+.venv-control/bin/python benchmarks/switching_control.py --ledger    # a line of the ledger
 
 A world is an order and the signs of the four sensors, whether the two actions are exchanged, and gravity, masses,
 length and force, each within a factor of 1.5. A new one comes every 20,480 steps; nobody is told, but the arm "fresh".
