@@ -277,7 +277,10 @@ def key_of(world: str, net: str, arm: str, setting: tuple[float, Any], tasks: in
 
 def ledger(seeds: Sequence[int]) -> None:
     """A line for each world and net that have been run: plain Adam, the best arm, and who begins anew."""
-    for (world, net), arms in by_place(lines(), seeds).items():
+    for (world, net), all_arms in by_place(lines(), seeds).items():
+        arms = {arm: runs for arm, runs in all_arms.items() if len(runs) == len(seeds)}
+        if PLAIN not in arms:
+            continue
         shown = {PLAIN: arms[PLAIN], (winner := best(arms)): arms[winner]}
         shown |= {arm: arms[arm] for arm in REFERENCE if arm in arms}
         told = {
