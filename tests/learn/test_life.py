@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import warnings
 from collections.abc import Callable
 from itertools import count
@@ -230,6 +231,14 @@ def the_same_update_again(folder: Path) -> tuple[list[Any], Any]:
 SITUATIONS = (nothing_before, an_older_one, two_older_ones, the_same_update_again)
 
 
+def as_it_was(root: Path, name: str) -> Path:
+    """A folder as `prepare` left it: saving changes no life, so one preparation serves all faults."""
+    folder, template = root / name, root / "as it was"
+    if template.exists():
+        shutil.copytree(template, folder)
+    return folder
+
+
 def check_whole(folder: Path, before: list[Any], new: Any, where: str) -> None:
     """What is found is one of the lives before (the newest of them) or the new one, and saving works again."""
     found = small_life()
@@ -253,9 +262,9 @@ def check_whole(folder: Path, before: list[Any], new: Any, where: str) -> None:
 def test_a_fault_at_any_operation_leaves_the_old_or_the_new_life(
     prepare: Prepare, crash: bool, torn: bool, tmp_path: Path
 ) -> None:
+    before, this = prepare(tmp_path / "as it was")
     for at in count():
-        folder = tmp_path / str(at)
-        before, this = prepare(folder)
+        folder = as_it_was(tmp_path, str(at))
         disk = Failing(at, crash=crash, torn=torn)
         with contextlib.suppress(Crash, UsageError):
             this.save(folder, disk=disk)
@@ -302,11 +311,11 @@ class PowerLoss(Failing):
 
 @pytest.mark.parametrize("prepare", SITUATIONS)
 def test_a_power_loss_at_any_operation_leaves_the_old_or_the_new_life(prepare: Prepare, tmp_path: Path) -> None:
+    before, this = prepare(tmp_path / "as it was")
     for at in count():
         ended = False
         for seed in range(2):
-            folder = tmp_path / f"{at}-{seed}"
-            before, this = prepare(folder)
+            folder = as_it_was(tmp_path, f"{at}-{seed}")
             disk = PowerLoss(at, seed, folder)
             with contextlib.suppress(Crash):
                 this.save(folder, disk=disk)
