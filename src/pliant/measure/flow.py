@@ -1,0 +1,91 @@
+"""The flow of information between single turns of a stream, and sums over windows of it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from pliant.core import UsageError
+
+Order = Literal["AO", "OA"]
+Window = tuple[int, int]
+"""First and last index, from 1, both in it."""
+Side = Literal["before", "same", "after"]
+"""Where in the matrix: the action's index is before that of the observation, the same, or after it."""
+
+ROUNDING = 1e-9
+"""Flows above minus this are zero; one of a law that is further below would be an error of ours."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """The flow between single turns; any window is a few look-ups in sums that are made once.
+
+    Attributes:
+        matrix: `(n, n)` bits, M[j, i] between action j + 1 and observation i + 1 given all that is before either.
+        order: which of the two comes first within an index.
+        sizes: |A| and |O|.
+
+    Raises:
+        UsageError: the order is not known.
+    """
+
+    matrix: Float[np.ndarray, "n n"]
+    order: Order
+    sizes: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        order_of(self.order)
+
+    @property
+    def n(self) -> int:
+        """Indices of the stream."""
+        return len(self.matrix)
+
+    def total(self, act_window: Window | None, obs_window: Window | None, *sides: Side) -> float:
+        """The sum over a rectangle of what is on these sides of the diagonal; None is the whole stream.
+
+        Raises:
+            UsageError: a window is not within the stream.
+        """
+        (a, b), (c, d) = self.window(act_window), self.window(obs_window)
+        tables = (self._sums[side] for side in sides)
+        return sum((float(s[b, d] - s[a - 1, d] - s[b, c - 1] + s[a - 1, c - 1]) for s in tables), 0.0)
+
+    def window(self, window: Window | None) -> Window:
+        """First and last index of a window; the whole stream if there is none."""
+        if window is None:
+            return 1, self.n
+        first, last = window
+        if not 1 <= first <= last <= self.n:
+            raise UsageError(f"window ({first}, {last}) is not within the stream: expected 1 <= first <= last <= "
+                             f"{self.n}")  # fmt: skip
+        return first, last
+
+    @cached_property
+    def _sums(self) -> dict[Side, np.ndarray]:
+        parts: dict[Side, np.ndarray] = {
+            "before": np.triu(self.matrix, 1), "same": np.diag(np.diag(self.matrix)), "after": np.tril(self.matrix, -1),
+        }  # fmt: skip
+        return {side: np.pad(part.cumsum(0).cumsum(1), ((1, 0), (1, 0))) for side, part in parts.items()}
+
+
+def second_difference(entropies: Float[np.ndarray, "n1 n1"]) -> Float[np.ndarray, "n n"]:
+    """M[j, i] = G[j, i-1] + G[j-1, i] - G[j, i] - G[j-1, i-1], for joint entropies G of prefixes, as it comes."""
+    g = entropies
+    return g[1:, :-1] + g[:-1, 1:] - g[1:, 1:] - g[:-1, :-1]
+
+
+def not_negative(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """Flows of a distribution, whose rounding is taken away."""
+    assert matrix.min() > -ROUNDING, f"a flow of {matrix.min()} bits"
+    return np.maximum(matrix, 0.0)
+
+
+def order_of(order: str) -> str:
+    """The order, if it is one."""
+    if order not in ("AO", "OA"):
+        raise UsageError(f"order is {order!r}, expected AO (an action is the first of an index) or OA")
+    return order
