@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMPS := .stamps
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 TESTS = $(BIN)/python -m pytest $(ARGS)
+# Two processes, one thread each; a file stays in one of them, since its tests share what is costly to make.
+QUICK = OMP_NUM_THREADS=1 $(TESTS) -n 2 --dist loadfile
 # Triton reads the source of its functions, so shapes are not checked from outside in its modules.
 TRITON_TESTS = $(VENV)-triton/bin/python -m pytest --jaxtyping-packages=pliant.core,beartype.beartype $(ARGS)
 
@@ -19,7 +21,7 @@ learn: $(STAMPS)/run  ## learn a changing stream of digits, then write a report;
 	$(BIN)/pliant learn digits $(ARGS)
 
 test: $(STAMPS)/dev  ## the quick tests
-	$(TESTS)
+	$(QUICK)
 
 test-all: $(STAMPS)/dev oracles  ## quick and slow tests, and those against peer packages
 	$(TESTS) -m "not oracle"
