@@ -186,6 +186,10 @@ ARMS = {
         both(6.0, 10.0), keep=lambda s: [Isometry(detector=Cusum(settle=20, threshold=s))],
         project={"gains": "joint"}, normed=True,
     ),
+    "joint-isometry-toward-init": Arm(
+        both(0.1, 1.0), keep=lambda s: [TowardInit(s), Isometry(detector=Cusum(settle=20, threshold=6.0))],
+        project={"gains": "joint"}, normed=True,
+    ),
 }  # fmt: skip
 NETS = ("feed-forward", "recurrent")
 
