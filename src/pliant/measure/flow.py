@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import log2
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from pliant.core import UsageError
 Order = Literal["AO", "OA"]
 Window = tuple[int, int]
 """First and last index, from 1, both in it."""
+Mode = Literal["causal", "literal"]
 Side = Literal["before", "same", "after"]
 """Where in the matrix: the action's index is before that of the observation, the same, or after it."""
 
@@ -64,12 +66,34 @@ class Flow:
                              f"{self.n}")  # fmt: skip
         return first, last
 
+    def sides(self, source: str, mode: str) -> tuple[Side, ...]:
+        """Where the flow from a source "A" or "O" is, see `sides_of`."""
+        return sides_of(self.order, source, mode)
+
+    def bound(self, act_window: Window | None, obs_window: Window | None) -> float:
+        """What flow in both directions together cannot exceed, theorem 4.8."""
+        lengths = (last - first + 1 for first, last in (self.window(act_window), self.window(obs_window)))
+        return min(length * log2(size) for length, size in zip(lengths, self.sizes, strict=True))
+
     @cached_property
     def _sums(self) -> dict[Side, np.ndarray]:
         parts: dict[Side, np.ndarray] = {
             "before": np.triu(self.matrix, 1), "same": np.diag(np.diag(self.matrix)), "after": np.tril(self.matrix, -1),
         }  # fmt: skip
         return {side: np.pad(part.cumsum(0).cumsum(1), ((1, 0), (1, 0))) for side, part in parts.items()}
+
+
+def sides_of(order: str, source: str, mode: str) -> tuple[Side, ...]:
+    """On which sides of the diagonal the flow from a source "A" or "O" is.
+
+    Raises:
+        UsageError: the mode is neither "causal" nor "literal".
+    """
+    if mode not in ("causal", "literal"):
+        raise UsageError(f"mode is {mode!r}, expected causal or literal")
+    strictly: Side = "before" if source == "A" else "after"
+    # Within an index there is only one direction of time: from the player that speaks first.
+    return (strictly, "same") if mode == "literal" or order[0] == source else (strictly,)
 
 
 def second_difference(entropies: Float[np.ndarray, "n1 n1"]) -> Float[np.ndarray, "n n"]:

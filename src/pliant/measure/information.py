@@ -17,14 +17,13 @@ definition 3.1 in both directions, counts the diagonal twice, and breaks the bou
 """
 
 from collections.abc import Mapping
-from math import log2
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from pliant.core import UsageError
-from pliant.measure.flow import Flow, Order, Side, Window
+from pliant.measure.flow import Flow, Mode, Order, Side, Window
 from pliant.measure.law import Function, Law, Machine, Player, joint_law, uniform
 
 __all__ = [
@@ -33,7 +32,6 @@ __all__ = [
 ]  # fmt: skip
 
 Named = tuple[Literal["A", "O"], Window]
-Mode = Literal["causal", "literal"]
 
 
 def flow_matrix(law: Law | Flow) -> Float[np.ndarray, "n n"]:
@@ -90,21 +88,19 @@ def plasticity(
     Raises:
         UsageError: a window is not within the stream, or the mode is not known.
     """
-    return _sum(law, act_window, obs_window, _sides(law, "O", mode))
+    return _sum(law, act_window, obs_window, _flow(law).sides("O", mode))
 
 
 def empowerment(
     law: Law | Flow, *, act_window: Window | None = None, obs_window: Window | None = None, mode: Mode = "causal"
 ) -> float:
     """Bits by which actions of a window shape the observations of a window, definition 4.5; see `plasticity`."""
-    return _sum(law, act_window, obs_window, _sides(law, "A", mode))
+    return _sum(law, act_window, obs_window, _flow(law).sides("A", mode))
 
 
 def bound(law: Law | Flow, *, act_window: Window | None = None, obs_window: Window | None = None) -> float:
     """m of theorem 4.8 in bits, which empowerment and plasticity over these windows cannot exceed together."""
-    flow = _flow(law)
-    lengths = (last - first + 1 for first, last in (flow.window(act_window), flow.window(obs_window)))
-    return min(length * log2(size) for length, size in zip(lengths, flow.sizes, strict=True))
+    return _flow(law).bound(act_window, obs_window)
 
 
 class Tension(NamedTuple):
@@ -136,14 +132,6 @@ def tension(
 
 def _flow(law: Law | Flow) -> Flow:
     return law if isinstance(law, Flow) else law.flow
-
-
-def _sides(law: Law | Flow, source: str, mode: str) -> tuple[Side, ...]:
-    if mode not in ("causal", "literal"):
-        raise UsageError(f"mode is {mode!r}, expected causal or literal")
-    sides: tuple[Side, ...] = ("before",) if source == "A" else ("after",)
-    # Within an index there is only one direction of time: from the player that speaks first.
-    return (*sides, "same") if mode == "literal" or law.order[0] == source else sides
 
 
 def _sum(law: Law | Flow, act_window: Window | None, obs_window: Window | None, sides: tuple[Side, ...]) -> float:
