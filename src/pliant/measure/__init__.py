@@ -1,4 +1,5 @@
 """Numbers about models, from tensors.
 
 - `scores`: bits, accuracy, Brier, calibration, kappa, temporal kappa, absolute error, and collections of them
+- `perplexity`: perplexity beside accuracy, and whether it picks the model that is right
 """
