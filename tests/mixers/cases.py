@@ -1,5 +1,6 @@
 """One row per mixer; the conformance suite runs on each."""
 
+from pliant.kernels import adaptive_softmax
 from pliant.mixers import (
     LRU,
     MLSTM,
@@ -12,6 +13,7 @@ from pliant.mixers import (
     GatedLRU,
     WindowAttention,
 )
+from pliant.mixers.sharpen import ASEntmax
 from tests.suite import Case
 
 CASES = (
@@ -35,4 +37,6 @@ CASES = (
     Case("WindowAttention, this step alone", lambda: WindowAttention(4, 1, 1), 4),
     Case("FullAttention", lambda: FullAttention(4, 2, 33), 4),
     Case("FullAttention, one head", lambda: FullAttention(2, 1, 33), 2),
+    Case("WindowAttention, adaptive softmax", lambda: WindowAttention(8, 2, 4, sharpen=adaptive_softmax), 8),
+    Case("FullAttention, ASEntmax", lambda: FullAttention(4, 2, 33, sharpen=ASEntmax(2, 2)), 4),
 )

@@ -11,8 +11,13 @@
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
 - `mixture_quantiles`: quantiles of Gaussian mixtures
+- `adaptive_softmax`, `perplexity_softmax`, `ssmax`, `tempered_softmax`: softmax at a temperature of each row
+- `entmax`, `sparsemax`, `stieltjes`: weights that are not exponential
+- `sharp_attention`: attention with any of these, in strips of queries
+- `row_entropy`, `entropy_of_blocks`: entropy of softmax, in one pass
 """
 
+from pliant.kernels._adaptive_softmax import adaptive_softmax, perplexity_softmax, ssmax, tempered_softmax
 from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._delta_rule import delta_rule
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
@@ -30,8 +35,11 @@ from pliant.kernels._online import (
     number_reference,
     online_moments,
 )
+from pliant.kernels._row_softmax import entropy_of_blocks, row_entropy
 from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
 from pliant.kernels._selective_scan import selective_scan
+from pliant.kernels._sharp_attention import Sharpen, sharp_attention
+from pliant.kernels._sparse_softmax import entmax, sparsemax, stieltjes
 
 __all__ = [
     "WIDTHS",
@@ -41,9 +49,13 @@ __all__ = [
     "Moments",
     "NumberScale",
     "ScalarMemory",
+    "Sharpen",
+    "adaptive_softmax",
     "causal_conv",
     "class_reference",
     "delta_rule",
+    "entmax",
+    "entropy_of_blocks",
     "gated_block",
     "gated_block_fits",
     "gated_scan",
@@ -53,6 +65,13 @@ __all__ = [
     "mixture_quantiles",
     "number_reference",
     "online_moments",
+    "perplexity_softmax",
+    "row_entropy",
     "scalar_memory",
     "selective_scan",
+    "sharp_attention",
+    "sparsemax",
+    "ssmax",
+    "stieltjes",
+    "tempered_softmax",
 ]

@@ -16,7 +16,7 @@ Cost: O(T·W·D) time, 2(W-1)·D numbers of state per stream.
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
+from pliant.core.roles import prefix
+from pliant.kernels import Sharpen, sharp_attention
 from pliant.mixers.base import SequenceMixer, over_steps, steps_since_reset, where_steps
 from pliant.mixers.gated_lru import check_heads
 
@@ -46,7 +48,7 @@ class AttentionState(NamedTuple):
 class _Attention(SequenceMixer):
     """What both kinds share; `kept` is the number of steps whose keys and values are carried."""
 
-    def __init__(self, width: int, num_heads: int, window: int, kept: int):
+    def __init__(self, width: int, num_heads: int, window: int, kept: int, sharpen: Sharpen | None):
         super().__init__()
         name = type(self).__name__
         check_heads(name, width, num_heads)
@@ -56,6 +58,7 @@ class _Attention(SequenceMixer):
                 "number, since they are turned in pairs; choose another number of heads"
             )
         self.width, self.num_heads, self.window, self.kept = width, num_heads, window, kept
+        self.sharpen = sharpen
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.normal_(linear.weight, std=width**-0.5)
@@ -90,7 +93,7 @@ class _Attention(SequenceMixer):
         keys, values = (part.flatten(0, len(extra)) for part in (state.keys, state.values))
         past = AttentionState(keys, values, _repeat(state.steps, streams))
         reset, mask = (None if flag is None else _repeat(flag, streams) for flag in (reset, mask))
-        y, last = causal_attention(q, k, v, past, self.window, read, reset=reset, mask=mask)
+        y, last = causal_attention(q, k, v, past, self.window, read, reset=reset, mask=mask, sharpen=self.sharpen)
         y = y.flatten(2).reshape(x.shape[0], streams, *x.shape[1:2], self.width).transpose(1, 2).reshape(x.shape)
         keys, values = (part.reshape(state.keys.shape) for part in (last.keys, last.values))
         return self.out(y.to(x.dtype)), AttentionState(keys, values, steps)
@@ -100,7 +103,9 @@ class _Attention(SequenceMixer):
         """How many of the kept steps may matter. Raises `UsageError` where the new ones do not fit."""
 
     def roles(self) -> dict[str, Role]:
-        return {f"{name}.weight": Role.MATRIX for name in ("query", "key", "value", "out")}
+        found = {f"{name}.weight": Role.MATRIX for name in ("query", "key", "value", "out")}
+        roles: Any = getattr(self.sharpen, "roles", dict)
+        return found | prefix("sharpen", roles())
 
 
 class WindowAttention(_Attention):
@@ -110,12 +115,13 @@ class WindowAttention(_Attention):
         width: D.
         num_heads: divides `width` into heads of an even number of features.
         window: W, steps that are seen, the current one among them.
+        sharpen: weights from logits; None: softmax.
     """
 
-    def __init__(self, width: int, num_heads: int = 4, window: int = 128):
+    def __init__(self, width: int, num_heads: int = 4, window: int = 128, *, sharpen: Sharpen | None = None):
         if window < 1:
             raise UsageError(f"WindowAttention: window is {window}, expected at least 1, the current step")
-        super().__init__(width, num_heads, window, window - 1)
+        super().__init__(width, num_heads, window, window - 1, sharpen)
 
     def _read(self, count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> int:
         return self.kept
@@ -132,12 +138,13 @@ class FullAttention(_Attention):
         width: D.
         num_heads: divides `width` into heads of an even number of features.
         max_steps: existing steps of an episode, at most.
+        sharpen: weights from logits; None: softmax.
     """
 
-    def __init__(self, width: int, num_heads: int = 4, max_steps: int = 2048):
+    def __init__(self, width: int, num_heads: int = 4, max_steps: int = 2048, *, sharpen: Sharpen | None = None):
         if max_steps < 1:
             raise UsageError(f"FullAttention: max_steps is {max_steps}, expected at least 1")
-        super().__init__(width, num_heads, max_steps, max_steps)
+        super().__init__(width, num_heads, max_steps, max_steps, sharpen)
 
     def _read(self, count: Tensor, steps: int, reset: Tensor | None, mask: Tensor | None) -> int:
         counts = steps_since_reset(count, steps, reset, mask)
@@ -166,6 +173,7 @@ def causal_attention(
     *,
     reset: Bool[Tensor, "B T"] | None = None,
     mask: Bool[Tensor, "B T"] | None = None,
+    sharpen: Sharpen | None = None,
 ) -> tuple[Float[Tensor, "B T H K"], AttentionState]:
     """Attention of each step to those of its episode that are less than `window` steps old.
 
@@ -186,7 +194,7 @@ def causal_attention(
     k, v = torch.cat([state.keys.to(wide), k], 1), torch.cat([state.values.to(wide), v], 1)
 
     near, keys, values = (part[:, size - read :] for part in (episode, k, v))
-    y = _banded(q, keys, values, near, window)
+    y = _banded(q, keys, values, near, window, sharpen)
     if mask is not None:
         y = where_steps(mask, _pick(y, (mask.long().cumsum(1) - 1).clamp(min=0)))
     return y, _kept(k, v, episode, state, reset, mask)
@@ -213,13 +221,14 @@ def _steps_after(count: Tensor, steps: int, reset: Tensor | None, mask: Tensor |
     return steps_since_reset(count, steps, reset, mask)[:, -1] if steps else count
 
 
-def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: int) -> Tensor:
+def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: int, sharpen: Sharpen | None) -> Tensor:
     """Attention of the last T of P + T steps, block by block, since no block sees further back than the window."""
     steps, past = q.shape[1], keys.shape[1] - q.shape[1]
     # What is not finite reaches those that see it: a product with the weight zero would carry it to all.
     fine = ((keys * 0).sum((2, 3)) + (values * 0).sum((2, 3))) == 0
     keys, values = where_steps(fine, keys), where_steps(fine, values)
     cos, sin = rotation(keys.shape[1], q.shape[-1], q)
+    unturned = q
     q, keys = rotate(q, cos[past:], sin[past:]), rotate(keys, cos, sin)
     outputs = []
     size = max(window, SHORT)
@@ -228,7 +237,7 @@ def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: i
     sizes = [steps] if whole else [min(size, steps - start) for start in range(0, steps, size)]
     # Split, since on the way back each slice would be an array of all steps.
     before, *blocks = zip(*(x.split([past, *sizes], 1) for x in (keys, values, episodes, fine)), strict=True)
-    for queries, block in zip(q.split(sizes, 1), blocks, strict=True):
+    for queries, given, block in zip(q.split(sizes, 1), unturned.split(sizes, 1), blocks, strict=True):
         k, v, other, known = (
             torch.cat([x[:, max(0, x.shape[1] - window + 1) :], y], 1) for x, y in zip(before, block, strict=True)
         )
@@ -239,7 +248,11 @@ def _banded(q: Tensor, keys: Tensor, values: Tensor, episodes: Tensor, window: i
         # A step that does not exist sees itself: nothing at all would make the softmax NaN.
         visible = ((age >= 0) & (age < window) & (own == other) & (other >= 0)) | (age == 0)
         heads, k, v = (x.transpose(1, 2) for x in (queries, k, v))
-        y = F.scaled_dot_product_attention(heads, k, v, attn_mask=visible[:, None])
+        if sharpen is None:
+            y = F.scaled_dot_product_attention(heads, k, v, attn_mask=visible[:, None])
+        else:
+            # Turned ones would tell the number of a step, which is not the same in all ways to cut a sequence.
+            y = sharp_attention(heads, k, v, sharpen, visible[:, None], queries=given.transpose(1, 2))
         spoiled = (visible & ~known[:, None]).any(-1)
         outputs.append(torch.where(spoiled[..., None, None], torch.nan, y.transpose(1, 2)))
     return torch.cat(outputs, 1) if outputs else q
