@@ -233,7 +233,7 @@ def test_check_8_temperature_and_the_bound_of_boole() -> None:
     for gamma in (0.001, 0.01, 0.1):
         assert tempered(gamma, 1.0) == pytest.approx(gamma, rel=1e-12)
         assert all(1 - (1 - gamma) ** n <= n * gamma + 1e-15 for n in (1, 10, 100))
-    assert 1 - 0.99**20 == pytest.approx(0.182093, abs=1e-6)
+    assert pytest.approx(0.182093, abs=1e-6) == 1 - 0.99**20
 
 
 # Two models

@@ -9,6 +9,7 @@ from pliant.cli.arguments import Misuse, choose, parse
 
 NAMES = {
     "grokking": ("pliant.recipes.grokking", "GROKKING", "grokking on demand: projection and re-warming"),
+    "perplexity": ("pliant.recipes.perplexity", "PERPLEXITY", "perplexity against accuracy: copying and parity"),
     "warm-start": ("pliant.recipes.warm_start", "warm_start", "the gap of a warm start, and what closes it; images"),
 }
 """Where each is: a reproduction, or what makes one from `--data`; and what it is about."""
