@@ -13,8 +13,6 @@ Each arm has six settings, tried with a seed of its own on a quarter of the task
 accuracy is run with five other seeds over all tasks.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from _keeping_page import PLAIN, REFERENCE, best, by_place, draw, of
 from _ledger import DOCS, append
+from _trials import Record, Trials
 from torch import Tensor, nn
 
 from pliant.core import Answer, seeded
@@ -45,7 +44,6 @@ from pliant.optim import (
 )
 from pliant.streams import Stream, digits, drift
 
-FILE = DOCS / "results" / "keeping.jsonl"
 BATCH, IMAGES = 16, 240
 TUNING_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
 RATES = (3e-4, 1e-3, 2e-3, 3e-3, 6e-3, 1e-2)
@@ -232,46 +230,22 @@ class PerTask:
             self.late[task] += share / last
 
 
-def run(world: str, net: str, name: str, rate: float, strength: Any, tasks: int, seed: int) -> dict[str, Any]:
+def run(world: str, net: str, arm: str, rate: float, strength: Any, tasks: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     scores = PerTask(WORLDS[world], tasks)
-    one = learner(net, ARMS[name], rate, strength, seed)
+    one = learner(net, ARMS[arm], rate, strength, seed)
     began = time.process_time()
     outcomes: dict[str, int] = {}
     for record in prequential(stream(world, tasks, seed), one, scores):
         outcomes[record.outcome] = outcomes.get(record.outcome, 0) + 1
+    accuracy = [round(x, 4) for x in scores.right.tolist()]
     return {
-        "accuracy": [round(x, 4) for x in scores.right.tolist()],
+        "mean": statistics.fmean(accuracy),
+        "accuracy": accuracy,
         "late accuracy": [round(x, 4) for x in scores.late.tolist()],
         "outcomes": outcomes,
         "cpu seconds": round(time.process_time() - began, 1),
     }
-
-
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
-def once(key: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run, which is made if it is not there."""
-    for line in lines():
-        if line["key"] == key:
-            return line
-    found = run(key["world"], key["net"], key["arm"], key["rate"], key["strength"], key["tasks"], key["seed"])
-    line = {"key": key, "mean": statistics.fmean(found["accuracy"]), **found}
-    if key["seed"] == TUNING_SEED:
-        line = {name: line[name] for name in ("key", "mean", "outcomes", "cpu seconds")}
-    with open(FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(*key.values(), f"{line['mean']:.4f}", f"{line['cpu seconds']} s", flush=True)
-    return line
-
-
-def tuned(world: str, net: str, name: str) -> tuple[float, Any]:
-    def mean(setting: tuple[float, Any]) -> float:
-        return once(key_of(world, net, name, setting, WORLDS[world].tasks // 4, TUNING_SEED))["mean"]
-
-    return max(ARMS[name].settings, key=mean)
 
 
 def key_of(world: str, net: str, arm: str, setting: tuple[float, Any], tasks: int, seed: int) -> dict[str, Any]:
@@ -279,9 +253,9 @@ def key_of(world: str, net: str, arm: str, setting: tuple[float, Any], tasks: in
     return {"world": world, "net": net, "arm": arm, "rate": rate, "strength": strength, "tasks": tasks, "seed": seed}
 
 
-def ledger(seeds: Sequence[int]) -> None:
+def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
     """A line for each world and net that have been run: plain Adam, the best arm, and who begins anew."""
-    for (world, net), all_arms in by_place(lines(), seeds).items():
+    for (world, net), all_arms in by_place(records, seeds).items():
         arms = {arm: runs for arm, runs in all_arms.items() if len(runs) == len(seeds)}
         if PLAIN not in arms:
             continue
@@ -304,27 +278,24 @@ def ledger(seeds: Sequence[int]) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--worlds", nargs="*", default=list(WORLDS))
-    parser.add_argument("--nets", nargs="*", default=list(NETS))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--ledger", action="store_true")
-    options = parser.parse_args()
-    if options.draw or options.ledger:
-        draw(lines(), options.seeds)
-        return ledger(options.seeds) if options.ledger else None
-    FILE.parent.mkdir(exist_ok=True)
-    for world in options.worlds:
-        for net in options.nets:
-            names = [name for name in arms_of(net) if name in options.arms]
+TRIALS = Trials(DOCS / "results" / "keeping.jsonl", run, TUNING_SEED, ("mean", "outcomes", "cpu seconds"))
+
+
+def tuned(world: str, net: str, name: str) -> tuple[float, Any]:
+    tasks = WORLDS[world].tasks // 4
+    best = TRIALS.best([key_of(world, net, name, setting, tasks, TUNING_SEED) for setting in ARMS[name].settings])
+    return best["rate"], best["strength"]
+
+
+def work(worlds: Sequence[str], nets: Sequence[str], arms: Sequence[str], seeds: Sequence[int]) -> None:
+    for world in worlds:
+        for net in nets:
+            names = [name for name in arms_of(net) if name in arms]
             best = {name: tuned(world, net, name) for name in names}
-            for seed in options.seeds:
+            for seed in seeds:
                 for name in names:
-                    once(key_of(world, net, name, best[name], WORLDS[world].tasks, seed))
+                    TRIALS.once(**key_of(world, net, name, best[name], WORLDS[world].tasks, seed))
 
 
 if __name__ == "__main__":
-    main()
+    TRIALS.command(work, draw, ledger, worlds=list(WORLDS), nets=NETS, arms=list(ARMS), seeds=SEEDS)

@@ -13,8 +13,6 @@ An arm is a way to stay plastic and a way to remember. Each has four settings, t
 half of the visits; the one with the best online accuracy is run with three other seeds.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from _ledger import DOCS, append
 from _returning_page import draw, found, verdict
+from _trials import Record, Trials
 from keeping import BATCH, make, rewarm
 from torch import Tensor
 
@@ -30,7 +29,6 @@ from pliant.learn import Learner, bptt, prequential
 from pliant.optim import EWC, ContinualBackprop, Replay, Rewarm, Schedule, Upkeep, normalize_and_project, warmup
 from pliant.streams import Stream, digits, drift
 
-FILE = DOCS / "results" / "returning.jsonl"
 TASKS, CYCLES, NEW = 4, 4, 3
 QUESTIONS, BLOCK = 112, 8
 """Per visit, and per figure of online accuracy."""
@@ -106,8 +104,10 @@ def run(net: str, base: str, memory: str, rate: float, strength: Any, visits: in
             pass
         scores.kept.append(scores.after())
         scores.asked = 0
+    online = [[round(x, 3) for x in visit] for visit in scores.right]
     return {
-        "online": [[round(x, 3) for x in visit] for visit in scores.right],
+        "mean": sum(map(sum, online)) / sum(map(len, online)),
+        "online": online,
         "held out": [[round(x, 4) for x in visit] for visit in scores.kept],
         "updates": one.updates,
         "cpu seconds": round(time.process_time() - began, 1),
@@ -146,38 +146,13 @@ def _accuracy(one: Learner, inputs: Tensor, labels: Tensor) -> float:
     return float((output[:, -1].argmax(-1) == labels).float().mean())
 
 
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
-def once(key: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run, which is made if it is not there."""
-    for line in lines():
-        if line["key"] == key:
-            return line
-    result = run(**key)
-    mean = sum(map(sum, result["online"])) / sum(map(len, result["online"]))
-    line = {"key": key, "mean": mean, **result}
-    if key["seed"] == TUNING_SEED:
-        line = {name: line[name] for name in ("key", "mean", "cpu seconds")}
-    with open(FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(*key.values(), f"{mean:.4f}", f"{line['cpu seconds']} s", flush=True)
-    return line
-
-
 def key_of(net: str, base: str, memory: str, setting: tuple[float, Any], visits: int, seed: int) -> dict[str, Any]:
     names = ("net", "base", "memory", "rate", "strength", "visits", "seed")
     return dict(zip(names, (net, base, memory, *setting, visits, seed), strict=True))
 
 
-def tuned(net: str, base: str, memory: str) -> tuple[float, Any]:
-    half = TASKS * CYCLES // 2
-    return max(SETTINGS[memory], key=lambda one: once(key_of(net, base, memory, one, half, TUNING_SEED))["mean"])
-
-
-def ledger(seeds: Sequence[int]) -> None:
-    for net, arms in found(lines(), seeds).items():
+def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    for net, arms in found(records, seeds).items():
         figures, holds = verdict(arms)
         append(
             f"{net}, four tasks that return: with replay more of the old is kept, and no less is learned of the new",
@@ -187,26 +162,23 @@ def ledger(seeds: Sequence[int]) -> None:
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--nets", nargs="*", default=list(NETS))
-    parser.add_argument("--bases", nargs="*", default=list(BASES))
-    parser.add_argument("--memories", nargs="*", default=list(MEMORIES))
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--ledger", action="store_true")
-    options = parser.parse_args()
-    if options.draw or options.ledger:
-        draw(lines(), options.seeds)
-        return ledger(options.seeds) if options.ledger else None
-    FILE.parent.mkdir(exist_ok=True)
-    for net in options.nets:
-        for base in options.bases:
-            for memory in options.memories:
+TRIALS = Trials(DOCS / "results" / "returning.jsonl", run, TUNING_SEED)
+
+
+def tuned(net: str, base: str, memory: str) -> tuple[float, Any]:
+    half = TASKS * CYCLES // 2
+    best = TRIALS.best([key_of(net, base, memory, setting, half, TUNING_SEED) for setting in SETTINGS[memory]])
+    return best["rate"], best["strength"]
+
+
+def work(nets: Sequence[str], bases: Sequence[str], memories: Sequence[str], seeds: Sequence[int]) -> None:
+    for net in nets:
+        for base in bases:
+            for memory in memories:
                 best = tuned(net, base, memory)
-                for seed in options.seeds:
-                    once(key_of(net, base, memory, best, TASKS * CYCLES, seed))
+                for seed in seeds:
+                    TRIALS.once(**key_of(net, base, memory, best, TASKS * CYCLES, seed))
 
 
 if __name__ == "__main__":
-    main()
+    TRIALS.command(work, draw, ledger, nets=NETS, bases=list(BASES), memories=list(MEMORIES), seeds=SEEDS)

@@ -12,8 +12,6 @@ Each arm has three rates, tried on a seed of their own over five worlds, and one
 the one with the best mean return is run with other seeds over twelve. All arms see the same worlds.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from _ledger import DOCS
 from _switching_page import Page
+from _trials import Record, Trials
 from torch import Tensor, nn
 
 from pliant.core import Role
@@ -32,7 +31,6 @@ from pliant.core.seeds import numpy_generator
 from pliant.optim import Rewarm, ShrinkPerturb, Upkeep, normalize_and_project, warmup_cosine
 from pliant.optim.attach import attach
 
-FILE = DOCS / "results" / "control.jsonl"
 WORLDS, TUNING_WORLDS, STEPS = 12, 5, 20_480
 ENVS, ROLLOUT, BATCH, EPOCHS = 32, 32, 256, 5
 AFTER_ROLLOUT = ENVS * ROLLOUT // BATCH * EPOCHS
@@ -53,7 +51,7 @@ class World(NamedTuple):
     physics: dict[str, float]
 
 
-def worlds(number: int, seed: int) -> list[World]:
+def draw_worlds(number: int, seed: int) -> list[World]:
     random = numpy_generator(seed, "worlds")
     first = {"gravity": 9.8, "masscart": 1.0, "masspole": 0.1, "length": 0.5, "force_mag": 10.0}
     return [
@@ -212,16 +210,16 @@ def watch() -> Any:
     return Watch()
 
 
-def run(name: str, rate: float, number: int, seed: int) -> dict[str, Any]:
+def run(arm: str, rate: float, worlds: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.distributions.Distribution.set_default_validate_args(False)
-    arm = ARMS[name]
+    kind = ARMS[arm]
     envs, seen, made, began = rewired(), watch(), None, time.process_time()
     found: dict[str, list[Any]] = {"return": [], "rewarmed": []}
-    for i, world in enumerate(worlds(number, seed)):
+    for i, world in enumerate(draw_worlds(worlds, seed)):
         envs.enter(world)
-        if made is None or arm.fresh:
-            made, kept, keep = agent(arm, rate, envs, 1000 * seed + i)
+        if made is None or kind.fresh:
+            made, kept, keep = agent(kind, rate, envs, 1000 * seed + i)
         seen.begin(kept)
         made.set_env(envs, force_reset=True)
         made.learn(STEPS, seen, reset_num_timesteps=False)
@@ -229,7 +227,8 @@ def run(name: str, rate: float, number: int, seed: int) -> dict[str, Any]:
         found["rewarmed"].append(sum(one.times for one in keep if isinstance(one, Rewarm)))
         for what, value in looked(made).items():
             found.setdefault(what, []).append(round(value, 4))
-    return {**found, "cpu seconds": round(time.process_time() - began, 1)}
+    mean = round(float(np.mean(found["return"])), 2)
+    return {"mean": mean, **found, "cpu seconds": round(time.process_time() - began, 1)}
 
 
 def binned(episodes: Sequence[tuple[int, float]]) -> list[float]:
@@ -252,52 +251,31 @@ def looked(made: Any) -> dict[str, float]:
     return {"entropy": float(entropy), "dead": float((h <= 0).all(0).float().mean()), "norm": norm}
 
 
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
-def once(arm: str, rate: float, number: int, seed: int) -> dict[str, Any]:
-    """The record of a run, which is made if it is not there."""
-    key = {"arm": arm, "rate": rate, "worlds": number, "seed": seed}
-    for line in lines():
-        if line["key"] == key:
-            return line
-    found = run(arm, rate, number, seed)
-    line = {"key": key, "mean": round(float(np.mean(found["return"])), 2), **found}
-    if seed == TUNING_SEED:
-        line = {name: line[name] for name in ("key", "mean", "cpu seconds")}
-    with open(FILE, "a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(*key.values(), line["mean"], f"{line['cpu seconds']} s", flush=True)
-    return line
+TRIALS = Trials(DOCS / "results" / "control.jsonl", run, TUNING_SEED)
 
 
 def tuned(arm: str) -> float:
     def best(rates: Sequence[float]) -> float:
-        return max(rates, key=lambda rate: once(arm, rate, TUNING_WORLDS, TUNING_SEED)["mean"])
+        keys = [{"arm": arm, "rate": rate, "worlds": TUNING_WORLDS, "seed": TUNING_SEED} for rate in rates]
+        return float(TRIALS.best(keys)["rate"])
 
     found = best(RATES[1:-1])
     beyond = {RATES[1]: RATES[0], RATES[-2]: RATES[-1]}
     return best((found, beyond[found])) if found in beyond else found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--ledger", action="store_true")
-    options = parser.parse_args()
-    if options.draw or options.ledger:
-        page = Page(lines(), list(ARMS), RATES, SEEDS, TUNING_SEED, STEPS)
-        page.draw() if options.draw else page.ledger()
-        return
-    FILE.parent.mkdir(exist_ok=True)
-    rates = {arm: tuned(arm) for arm in options.arms}
-    for seed in options.seeds:
+def work(arms: Sequence[str], seeds: Sequence[int]) -> None:
+    rates = {arm: tuned(arm) for arm in arms}
+    for seed in seeds:
         for arm, rate in rates.items():
-            once(arm, rate, WORLDS, seed)
+            TRIALS.once(arm=arm, rate=rate, worlds=WORLDS, seed=seed)
+
+
+def page(records: Sequence[Record], seeds: Sequence[int]) -> Page:
+    return Page(records, list(ARMS), RATES, seeds, TUNING_SEED, STEPS)
 
 
 if __name__ == "__main__":
-    main()
+    TRIALS.command(
+        work, lambda *told: page(*told).draw(), lambda *told: page(*told).ledger(), arms=list(ARMS), seeds=SEEDS
+    )

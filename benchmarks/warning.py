@@ -1,23 +1,24 @@
 """What warns before a learner loses its ability to learn: diagnostics of runs of which about half collapse.
 
-python benchmarks/warning.py                       # whatever is missing in docs/results/warning.jsonl, page, ledger
+python benchmarks/warning.py                       # whatever is missing in docs/results/warning.jsonl
 python benchmarks/warning.py --worlds random       # runs of one world alone, to have two processes
-python benchmarks/warning.py --page                # page and ledger from the runs that are there
+python benchmarks/warning.py --draw                # docs/warning.md and its figure
+python benchmarks/warning.py --ledger
 
 Runs are those of the feed-forward net of keeping.py, over 100 tasks. Every fourth task, at its end, all diagnostics
 are taken on the first questions of the stream; the run does not notice.
 """
 
-import argparse
-import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keeping
 import torch
 from _ledger import DOCS, append
+from _trials import Record, Trials
 from torch import Tensor
 
 from pliant.core import Answer, Question
@@ -27,8 +28,8 @@ from pliant.measure.health import DEAD, DORMANT, FEW, SLOW, STILL, Health, healt
 from pliant.optim import TowardInit
 from pliant.report.style import BLUE, FONT, ORANGE, STYLE
 
-FILE = DOCS / "results" / "warning.jsonl"
 TASKS, EVERY = 100, 4
+TENTH = TASKS // 10
 PROBE, PAIRS, PASSES = 8, 4, 8
 """Questions of the probe; of these, questions of the new task, and passes over them."""
 SEEDS = (0, 1, 2)
@@ -117,27 +118,18 @@ def summary(found: Health) -> dict[str, float]:
     }
 
 
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+def tenths(record: Record) -> str:
+    means = [statistics.fmean(record["accuracy"][i : i + TENTH]) for i in range(0, TASKS, TENTH)]
+    return " ".join(f"{x:.2f}" for x in means)
 
 
-def once(world: str, arm: str, rate: float, strength: Any, seed: int) -> None:
-    key = {"world": world, "arm": arm, "rate": rate, "strength": strength, "seed": seed}
-    if any(line["key"] == key for line in lines()):
-        return
-    found = run(**key)
-    with open(FILE, "a") as file:
-        file.write(json.dumps({"key": key, **found}) + "\n")
-    tenth = TASKS // 10
-    means = [sum(found["accuracy"][i : i + tenth]) / tenth for i in range(0, TASKS, tenth)]
-    print(*key.values(), f"{found['cpu seconds']} s", " ".join(f"{x:.2f}" for x in means), flush=True)
+TRIALS = Trials(DOCS / "results" / "warning.jsonl", run, told=tenths)
 
 
 # What is made of the runs.
 
 COLLAPSED = 0.85
 """A run collapses if the mean accuracy of its last tenth is below this share of that of its best tenth."""
-TENTH = TASKS // 10
 FALSE_ALARMS = 0.05
 ABOVE = ("norm ratio", "head norm ratio", "distance", "dead", "dormant", "churn", "loss", "gradient cosine",
          "sharpness")  # fmt: skip
@@ -156,7 +148,7 @@ class Seen(NamedTuple):
     values: dict[str, list[float]]
 
 
-def seen(line: dict[str, Any]) -> Seen | None:
+def seen(line: Record) -> Seen | None:
     """None if the run never learned anything to lose: no tenth is half as good again as chance."""
     score = line["accuracy"]
     means = [statistics.fmean(score[i : i + TENTH]) for i in range(0, TASKS, TENTH)]
@@ -175,6 +167,10 @@ def seen(line: dict[str, Any]) -> Seen | None:
     recent = [statistics.fmean(score[max(0, m["task"] - EVERY) : m["task"]]) for m in moments]
     values[SCORE] = [x / max(recent[: i + 1]) for i, x in enumerate(recent)]
     return Seen(line["key"], means[-1] < COLLAPSED * max(means), fell, [m["task"] for m in moments], values)
+
+
+def all_seen(records: Sequence[Record], seeds: Sequence[int]) -> list[Seen]:
+    return [run for record in records if record["key"]["seed"] in seeds and (run := seen(record)) is not None]
 
 
 def before(run: Seen, name: str, fell: int) -> float | None:
@@ -273,13 +269,12 @@ these three by thresholds that were chosen on the other half of the settings.
 """
 
 
-def page(runs: list[Seen]) -> None:
-    """docs/warning.md, its figure and the line of the ledger."""
+def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    """docs/warning.md and its figure."""
+    runs = all_seen(records, seeds)
     collapsed = sum(run.collapsed for run in runs)
     text = [HEAD.format(runs=len(runs), tasks=TASKS, collapsed=collapsed, share=COLLAPSED)]
-    tables = {world: table([run for run in runs if run.key["world"] == world]) for world in SETTINGS}
-    tables["both"] = table(runs)
-    for title, rows in tables.items():
+    for title, rows in tables(runs).items():
         own = [run for run in runs if title in ("both", run.key["world"])]
         text.append(f"## {title}: {len(own)} runs, {sum(run.collapsed for run in own)} collapse\n")
         text.append("| diagnostic | worse | auroc | nets without norms | threshold | warned | lead | false alarms |")
@@ -299,19 +294,30 @@ def page(runs: list[Seen]) -> None:
         cells = [f"{warned:.0%} | {lead:g} | {false:.0%}" for warned, lead, false in parts]
         text.append(f"| {name} | {SHIPPED[name]:g} | {' | '.join(cells)} |")
     (DOCS / "warning.md").write_text("\n".join(text) + "\n")
-    draw(runs)
-    best = tables["random"][0]
-    figures = {"runs": len(runs), "collapse": collapsed}
+    paint(runs)
+
+
+def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    runs = all_seen(records, seeds)
+    told = tables(runs)
+    best = told["random"][0]
+    figures: dict[str, Any] = {"runs": len(runs), "collapse": sum(run.collapsed for run in runs)}
     for name in ("srank", "dead", "dormant"):
-        row = next(row for row in tables["random"] if row["diagnostic"] == name)
+        row = next(row for row in told["random"] if row["diagnostic"] == name)
         figures |= {f"{name}, random: {key}": row[key] for key in ("auroc", "warned", "lead", "false alarms")}
-        figures[f"{name}, both: auroc"] = next(row for row in tables["both"] if row["diagnostic"] == name)["auroc"]
+        figures[f"{name}, both: auroc"] = next(row for row in told["both"] if row["diagnostic"] == name)["auroc"]
     append(
         "health warns of a collapse before the score falls (AUROC above 0.8, with no more than 10 % false alarms)",
-        "python benchmarks/warning.py", figures | {"best in random": best["diagnostic"]},
+        "python benchmarks/warning.py --ledger", figures | {"best in random": best["diagnostic"]},
         holds=len(runs) >= 60 and best["auroc"] > 0.8 and best["lead"] > 0 and best["false alarms"] <= 0.1,
         note="where all must be memorized; no threshold serves both worlds",
     )  # fmt: skip
+
+
+def tables(runs: list[Seen]) -> dict[str, list[dict[str, Any]]]:
+    """Of each world and of both."""
+    worlds = {world: table([run for run in runs if run.key["world"] == world]) for world in SETTINGS}
+    return {**worlds, "both": table(runs)}
 
 
 def table(runs: list[Seen]) -> list[dict[str, Any]]:
@@ -328,7 +334,7 @@ def of_shipped(runs: list[Seen], name: str, world: str) -> tuple[float, float, f
     return len(leads) / len(bad), lead, sum(at is not None for _, at in good) / len(good)
 
 
-def draw(runs: list[Seen]) -> None:
+def paint(runs: list[Seen]) -> None:
     """The share of directions that is left over tasks, runs that collapse in orange, the fall marked."""
     from matplotlib import style
     from matplotlib.figure import Figure
@@ -348,19 +354,12 @@ def draw(runs: list[Seen]) -> None:
         figure.savefig(DOCS / "warning.svg", metadata={"Date": None, "Creator": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--worlds", nargs="*", default=list(SETTINGS))
-    parser.add_argument("--page", action="store_true")
-    options = parser.parse_args()
-    FILE.parent.mkdir(exist_ok=True)
-    for seed in () if options.page else SEEDS:
-        for world in options.worlds:
-            for setting in SETTINGS[world]:
-                once(world, *setting, seed)
-    if options.page or options.worlds == list(SETTINGS):
-        page([run for line in lines() if (run := seen(line)) is not None])
+def work(worlds: Sequence[str], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        for world in worlds:
+            for arm, rate, strength in SETTINGS[world]:
+                TRIALS.once(world=world, arm=arm, rate=rate, strength=strength, seed=seed)
 
 
 if __name__ == "__main__":
-    main()
+    TRIALS.command(work, draw, ledger, worlds=list(SETTINGS), seeds=SEEDS)
