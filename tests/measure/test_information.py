@@ -25,7 +25,8 @@ from pliant.measure.information import (
     tension,
     uniform,
 )
-from tests.measure.systems import Literal, drawn, drawn_tables, fair, flip, h, random_law, sure
+from pliant.recipes.plasticity import EXAMPLES, bandit, q_learner
+from tests.measure.systems import Literal, drawn, drawn_tables, fair, flip, random_law, sure
 
 SYSTEMS = [((2, 2), 4, "AO"), ((2, 3), 3, "AO"), ((3, 2), 3, "AO"), ((2, 2), 4, "OA"), ((2, 3), 3, "OA"),
            ((3, 2), 3, "OA")]  # fmt: skip
@@ -129,64 +130,27 @@ def test_massey() -> None:
     assert abs(directed_information(law, ("A", (1, 4)), ("O", (1, 4))) - total) < 1e-12
 
 
-def echo(actions: Any, observations: Any) -> list[float]:
-    return sure(observations[-1]) if observations else sure(0)
-
-
-def stays_or_shifts(actions: Any, observations: Any) -> list[float]:
-    """Win-stay, lose-shift."""
-    return fair(actions, observations) if not actions else flip(actions[-1], 1.0 - observations[-1])
-
-
-def bandit(*pays: float) -> Any:
-    return lambda actions, observations: [1 - pays[actions[-1]], pays[actions[-1]]]
-
-
-def paid(n: int, q: float) -> float:
-    """H(O_1..O_n) of example 8."""
-    mixed = [0.5 * (q**k * (1 - q) ** (n - k) + q ** (n - k) * (1 - q) ** k) for k in range(n + 1)]
-    return -sum(math.comb(n, k) * m * math.log2(m) for k, m in enumerate(mixed))
-
-
-EXAMPLES: dict[str, tuple[Any, Any, int, Any, tuple[float, float], tuple[float | None, float | None]]] = {
-    "echo": (echo, fair, 5, "OA", (0, 5), (5, 5)),
-    "late echo": (echo, fair, 5, "AO", (0, 4), (0, None)),
-    "deaf": (fair, lambda a, o: [0.3, 0.7], 5, "AO", (0, 0), (0, 0)),
-    "noisy echo": (lambda a, o: flip(o[-1], 0.1), fair, 5, "OA", (0, 5 * (1 - h(0.1))), (None, 5 * (1 - h(0.1)))),
-    "copy after two": (lambda a, o: sure(o[-3] if len(o) > 2 else 0), fair, 5, "OA", (0, 3), (None, 3)),
-    "actuator": (fair, lambda a, o: flip(a[-1], 0.1), 5, "AO", (5 * (1 - h(0.1)), 0), (5 * (1 - h(0.1)),) * 2),
-    "loop": (lambda a, o: flip(o[-1], 0.1) if a else fair(a, o), lambda a, o: flip(a[-1], 0.1), 5, "AO",
-             (1 - h(0.1) + 4 * (h(0.18) - h(0.1)), 4 * (h(0.18) - h(0.1))), (None, None)),
-    "learner, arms alike": (stays_or_shifts, bandit(0.8, 0.8), 5, "AO", (0, 4 * h(0.8)), (0, None)),
-    "learner, arms differ": (stays_or_shifts, bandit(0.8, 0.2), 5, "AO", (paid(5, 0.8) - 5 * h(0.8), 4 * h(0.8)),
-                             (None, None)),
-    "learner, sure arms": (stays_or_shifts, bandit(1.0, 0.0), 5, "AO", (1, 0), (1, None)),
-    "common cause": (lambda a, o: sure(a[0]) if a else fair(a, o), lambda a, o: sure(a[0]), 3, "AO", (1, 0), (1, 1)),
-    "exclusive or": (fair, lambda a, o: sure(a[-1] ^ (a[-2] if len(a) > 1 else 0)), 4, "AO", (4, 0), (4, None)),
-}  # fmt: skip
-"""Agent, environment, n, order; empowerment and plasticity, and as far as they are known both taken literally."""
-
-
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_closed_forms(name: str) -> None:
-    agent, environment, n, order, causal, literal = EXAMPLES[name]
-    law = joint_law(agent, environment, n, order)
+    one = EXAMPLES[name]
+    law = joint_law(one.agent, one.environment, one.n, one.order)
     found = tension(law)
-    assert (found.empowerment, found.plasticity) == pytest.approx(causal, abs=1e-9)
-    for value, wanted in zip(tension(law, mode="literal"), literal, strict=False):
+    assert (found.empowerment, found.plasticity) == pytest.approx((one.empowerment, one.plasticity), abs=1e-9)
+    for value, wanted in zip(tension(law, mode="literal"), one.naive, strict=False):
         assert wanted is None or value == pytest.approx(wanted, abs=1e-9)
 
 
-def test_what_the_dossier_says_of_the_loop() -> None:
-    agent, environment, n, order, *_ = EXAMPLES["loop"]
-    found = tension(joint_law(agent, environment, n, order))
-    assert (found.empowerment, found.plasticity) == pytest.approx((1.3753302149667133, 0.8443258085559946), abs=1e-12)
-    assert EXAMPLES["noisy echo"][4][1] == pytest.approx(2.6550220320535938, abs=1e-12)
-    assert EXAMPLES["learner, arms differ"][4] == pytest.approx((0.7638195097281573, 2.8877123795494493), abs=1e-12)
+def test_figures_of_the_formulas() -> None:
+    loop = EXAMPLES["loop"]
+    assert (loop.empowerment, loop.plasticity) == pytest.approx((1.3753302149667133, 0.8443258085559946), abs=1e-12)
+    assert EXAMPLES["noisy echo"].plasticity == pytest.approx(2.6550220320535938, abs=1e-12)
+    differ = EXAMPLES["win-stay, arms differ"]
+    assert differ.empowerment == pytest.approx(0.7638195097281573, abs=1e-12)
+    assert differ.plasticity == pytest.approx(2.8877123795494493, abs=1e-12)
 
 
 def test_windows_of_examples() -> None:
-    agent, environment, n, order, *_ = EXAMPLES["copy after two"]
+    agent, environment, n, order, *_ = EXAMPLES["copy, two indices late"]
     law = joint_law(agent, environment, n, order)
     for source, sink, wanted in (((1, 2), (3, 4), 2), ((3, 4), (3, 4), 0), ((1, 5), (3, 3), 1), ((4, 5), (1, 3), 0)):
         assert directed_information(law, ("O", source), ("A", sink)) == pytest.approx(wanted, abs=1e-12)
@@ -249,21 +213,10 @@ def test_who_has_none(order: Any) -> None:
 
 
 GREEDY = {
-    0: (0.576974, 0.785528, 0.254167), 0.1: (0.398240, 0.678674, 0.318430), 0.25: (0.275079, 0.644937, 0.396980),
-    0.5: (0.129705, 0.606071, 0.488796), 0.75: (0.034561, 0.571317, 0.539938), 1: (0, 0.556144, 0.556144),
+    0.0: (0.576974, 0.785528, 0.254167), 0.1: (0.398240, 0.678674, 0.318430), 0.25: (0.275079, 0.644937, 0.396980),
+    0.5: (0.129705, 0.606071, 0.488796), 0.75: (0.034561, 0.571317, 0.539938), 1.0: (0, 0.556144, 0.556144),
 }  # fmt: skip
 """By ε: plasticity, literally, empowerment of A_2:5 on O_1:3."""
-
-
-def q_learner(epsilon: float, rate: float = 0.1, first: float = 0.0) -> Any:
-    def agent(actions: Any, observations: Any) -> list[float]:
-        q = [first, first]
-        for a, o in zip(actions, observations, strict=True):
-            q[a] += rate * (o - q[a])
-        best = [float(value == max(q)) for value in q]
-        return [epsilon / 2 + (1 - epsilon) * one / sum(best) for one in best]
-
-    return agent
 
 
 def test_exploration_and_plasticity_of_a_learner() -> None:

@@ -10,6 +10,7 @@ from pliant.cli.arguments import Misuse, choose, parse
 NAMES = {
     "grokking": ("pliant.recipes.grokking", "GROKKING", "grokking on demand: projection and re-warming"),
     "perplexity": ("pliant.recipes.perplexity", "PERPLEXITY", "perplexity against accuracy: copying and parity"),
+    "plasticity": ("pliant.recipes.plasticity", "PLASTICITY", "plasticity and empowerment of small learners, in bits"),
     "warm-start": ("pliant.recipes.warm_start", "warm_start", "the gap of a warm start, and what closes it; images"),
 }
 """Where each is: a reproduction, or what makes one from `--data`; and what it is about."""
@@ -58,6 +59,8 @@ def command(arguments: list[str]) -> int:
     folder = options.run or Path("runs") / f"reproduce-{name}-{options.scale}"
     found = reproduce(what, options.scale, folder, tell=lambda line: print(line, file=sys.stderr, flush=True))
     _show(found, what, options)
+    if what.page is not None and not options.json:
+        print(f"\npage: {folder / 'page.html'}")
     return 0
 
 

@@ -66,6 +66,7 @@ class Reproduction:
         seconds: about how long a trial takes here, one after the other.
         then: further trials, whose settings depend on the results of the first, such as a rate that did best; judged
             with them. Asked with no results it tells what they will be, with settings that are not chosen yet.
+        page: one page of HTML about all results and claims, where figures say more; page.html in the folder.
     """
 
     title: str
@@ -75,6 +76,7 @@ class Reproduction:
     judge: Callable[[Sequence[tuple[Trial, Result]]], Sequence[Claim]]
     seconds: Callable[[Trial], float]
     then: Callable[[Scale, Sequence[tuple[Trial, Result]]], Sequence[Trial]] = lambda scale, results: ()
+    page: Callable[[Sequence[tuple[Trial, Result]], Sequence[Claim]], str] | None = None
 
 
 Tell = Callable[[str], None]
@@ -91,7 +93,13 @@ def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = la
     results = _run(what, what.trials(scale), done, file, tell)
     results += _run(what, what.then(scale, results), done, file, tell)
     seconds = round(sum(result["seconds"] for _, result in results), 1)
-    return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in what.judge(results)]}
+    claims = what.judge(results)
+    if what.page is not None:
+        try:
+            (folder / "page.html").write_text(what.page(results, claims), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written ({error.strerror or error})") from None
+    return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in claims]}
 
 
 def _run(
