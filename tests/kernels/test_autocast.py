@@ -40,7 +40,7 @@ def test_a_mixer_under_autocast_has_products_in_bfloat16_and_is_close(name: str)
     # Eight bits of mantissa; layers are a few products deep.
     assert (found["y"] - wanted["y"]).abs().max() < 0.05 * wanted["y"].abs().max()
     assert all(gradient.isfinite().all() for gradient in found.values())
-    if name != "RGLRU":  # whose products are part of its kernel
+    if name not in ("RGLRU", "MultiresConv"):  # whose products are part of kernels, or that has none
         assert not torch.equal(found["y"], wanted["y"])
 
 

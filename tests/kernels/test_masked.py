@@ -11,10 +11,12 @@ from pliant.core import leaves
 from pliant.kernels import (
     causal_conv,
     delta_rule,
+    filter_bank,
     gated_scan,
     gated_unit,
     matrix_memory,
     scalar_memory,
+    scale_scan,
     selective_scan,
 )
 
@@ -62,9 +64,22 @@ def _delta(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, erase: Tensor, write:
     return delta_rule(q, k, v, -decay, erase, write, s, chunk=4, **how)
 
 
+def _bank(x: Tensor, weight: Tensor, history: Tensor, **how: Any) -> Any:
+    bands, last = filter_bank(x, weight, history, **how)
+    return bands.movedim(0, 2), last
+
+
+def _scales(u: Tensor, scales: Tensor, *system: Tensor, **how: Any) -> Any:
+    return scale_scan(u.movedim(2, 0), *system[:3], scales, system[3], **how)
+
+
 B = BATCH
 CASES = {
     "causal_conv": Case(_conv, [(4,)], [(3, 4), (4,), (B, 2, 4)], ("loop", "numba")),
+    "filter_bank": Case(_bank, [(4,)], [(2, 2, 3, 4), (B, 6, 4)], ("loop", "conv", "numba")),
+    "scale_scan": Case(
+        _scales, [(2, 4), (2,)], [(2, 3, 4), (2, 3, 4), (2, 4), (B, 2, 3, 4)], ("loop", "scan", "numba")
+    ),
     "gated_scan": Case(_scan, 3 * [(4,)], [(4,), (B, 4)]),
     "gated_unit": Case(_unit, [(1, 4)], [(2, 2, 2), (2, 2), (2, 2, 2), (2, 2), (4,), (B, 1, 4)]),
     "selective_scan": Case(_selective, [(4,), (4,), (3,), (3,)], [(4, 3), (4,), (B, 4, 3)]),

@@ -11,6 +11,8 @@ from pliant.mixers import (
     FullAttention,
     GatedDelta,
     GatedLRU,
+    MultiresConv,
+    MultiScaleSSM,
     WindowAttention,
 )
 from pliant.mixers.sharpen import ASEntmax
@@ -31,6 +33,21 @@ CASES = (
     Case("SLSTM, one head, last block, one tap", lambda: SLSTM(5, 1, 2, 3, conv_width=1), 5),
     Case("S6", lambda: S6(6, state_size=3), 6),
     Case("S6, one channel per feature, one tap, one state", lambda: S6(3, 1, 1, 1), 3),
+    Case("MultiScaleSSM", lambda: MultiScaleSSM(4, state_per_scale=2), 4),
+    Case("MultiScaleSSM, selective", lambda: MultiScaleSSM(4, 2, 3, 2, True, weights="softmax"), 4),
+    Case("MultiScaleSSM, no bank", lambda: MultiScaleSSM(3, 0, state_per_scale=3, weights="static"), 3),
+    Case(
+        "MultiScaleSSM, complex, per channel",
+        lambda: MultiScaleSSM(3, 1, 2, 2, weights="channel", complex_states=True),
+        3,
+    ),
+    Case(
+        "MultiScaleSSM, complex, selective, one tap",
+        lambda: MultiScaleSSM(3, 2, 1, 1, True, weights="static", complex_states=True),
+        3,
+    ),
+    Case("MultiresConv", lambda: MultiresConv(4, 3), 4),
+    Case("MultiresConv, filters of their own, three taps", lambda: MultiresConv(3, 2, 3, shared=False), 3),
     Case("LRU", lambda: LRU(4), 4),
     Case("LRU, more states than features, slow", lambda: LRU(3, 5, 0.9, 0.999, 0.3), 3),
     Case("WindowAttention", lambda: WindowAttention(8, 2, 4), 8),

@@ -24,6 +24,7 @@ CASES = (
     Case("classifier, pooled", lambda: SequenceClassifier(3, 4, width=8, depth=1, readout="mean"), 3),
     Case("mixture, pooled", lambda: SequenceClassifier(3, 2, width=8, depth=1, readout="mean", head="mixture"), 3),
     Case("bare recurrence", lambda: SequenceClassifier(3, 4, width=8, depth=1, mixer="RGLRU"), 3),
+    Case("multi-scale, sized", lambda: SequenceClassifier.sized(1, 3, 4, mixer="MultiScaleSSM"), 3),
     # A norm over two or four features of a head is close to their sign, and lets no rounding stay small.
     Case("xLSTM, an mLSTM and an sLSTM block", lambda: XLSTM(16, 2, 2, slstm_at=[1]), 16),
     Case("xLSTM 7B", lambda: XLSTMLarge(8, 1, 2), 8),

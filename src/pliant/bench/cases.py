@@ -17,7 +17,7 @@ from pliant.core.columns import Column, Columns
 from pliant.core.seeds import generator
 from pliant.models.table import TableModel
 
-TAPS, STATES, DECAY_BIAS = 4, 16, 2.0
+TAPS, LEVELS, STATES, DECAY_BIAS = 4, 3, 16, 2.0
 READABLE_MIXER = "steps"
 
 
@@ -76,6 +76,18 @@ def _causal_conv(draw: Draw, b: int, t: int, d: int) -> dict[str, Tensor]:
     return {"x": draw.normal(b, t, d), "weight": draw.normal(TAPS, d), "bias": draw.normal(d)}
 
 
+def _filter_bank(draw: Draw, b: int, t: int, d: int) -> dict[str, Tensor]:
+    return {"x": draw.normal(b, t, d), "weight": draw.of(lambda x: 0.5 * x, LEVELS, 2, TAPS, d)}
+
+
+def _scale_scan(draw: Draw, b: int, t: int, d: int) -> dict[str, Tensor]:
+    scales, size = LEVELS + 2, TAPS
+    return {
+        "u": draw.normal(scales, b, t, d), "decay": draw.of(torch.sigmoid, scales, size, d),
+        "read": draw.normal(scales, size, d), "skip": draw.normal(scales, d), "scales": draw.normal(b, t, scales),
+    }  # fmt: skip
+
+
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
@@ -124,6 +136,8 @@ ALL_KERNELS = {
     "gated_scan": Kernel(("numba", "loop"), _gated_scan, _first_of(kernels.gated_scan)),
     "gated_unit": Kernel(("numba", "loop"), _gated_unit, _first_of(kernels.gated_unit)),
     "causal_conv": Kernel(("numba", "loop"), _causal_conv, _first_of(kernels.causal_conv)),
+    "filter_bank": Kernel(("numba", "conv", "loop"), _filter_bank, _first_of(kernels.filter_bank)),
+    "scale_scan": Kernel(("numba", "scan", "fft", "loop"), _scale_scan, _first_of(kernels.scale_scan)),
     "delta_rule": Kernel(("numba", "chunk", "loop"), _delta_rule, _first_of(kernels.delta_rule)),
     "matrix_memory": Kernel(("numba", "chunkwise", "parallel", "loop"), _matrix_memory, _call_matrix_memory),
     "scalar_memory": Kernel(("numba", "loop"), _scalar_memory, _first_of(kernels.scalar_memory)),
@@ -161,6 +175,8 @@ ALL_MIXERS: dict[str, Callable[[Any, int, int], mixers.SequenceMixer]] = {
     "SLSTM": lambda kind, width, steps: kind(width, heads_of(width)),
     "GatedDelta": lambda kind, width, steps: kind(width, heads_of(width)),
     "S6": lambda kind, width, steps: kind(width),
+    "MultiScaleSSM": lambda kind, width, steps: kind(width),
+    "MultiresConv": lambda kind, width, steps: kind(width),
     "LRU": lambda kind, width, steps: kind(width),
     "WindowAttention": lambda kind, width, steps: kind(width, heads_of(width)),
     # Room for the step after the last, which is timed too.

@@ -4,6 +4,8 @@
 - `gated_scan`: the same with decay and input from the gates of the gated LRU, in one pass
 - `gated_unit`: that with the matrices of the gates
 - `causal_conv`: depthwise convolution over the past, with carried inputs, resets and masks
+- `filter_bank`: a cascade of causal filters that splits each channel into time scales
+- `scale_scan`: diagonal recurrences side by side, one for each time scale, weighed and summed
 - `delta_rule`: a matrix per head in which the value under a key is replaced (gated delta net, KDA, GDN-2)
 - `matrix_memory`: one matrix per head that is written to and read from, with exponential gates (mLSTM)
 - `scalar_memory`: memory of one number per unit, exponential gates and recurrent weights (sLSTM)
@@ -20,6 +22,7 @@
 from pliant.kernels._adaptive_softmax import adaptive_softmax, perplexity_softmax, ssmax, tempered_softmax
 from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._delta_rule import delta_rule
+from pliant.kernels._filter_bank import filter_bank
 from pliant.kernels._gated_block import BlockWeights, gated_block, gated_block_fits
 from pliant.kernels._gated_scan import gated_scan
 from pliant.kernels._gated_unit import gated_unit
@@ -37,6 +40,7 @@ from pliant.kernels._online import (
 )
 from pliant.kernels._row_softmax import entropy_of_blocks, row_entropy
 from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
+from pliant.kernels._scale_scan import scale_scan
 from pliant.kernels._selective_scan import selective_scan
 from pliant.kernels._sharp_attention import Sharpen, sharp_attention
 from pliant.kernels._sparse_softmax import entmax, sparsemax, stieltjes
@@ -56,6 +60,7 @@ __all__ = [
     "delta_rule",
     "entmax",
     "entropy_of_blocks",
+    "filter_bank",
     "gated_block",
     "gated_block_fits",
     "gated_scan",
@@ -68,6 +73,7 @@ __all__ = [
     "perplexity_softmax",
     "row_entropy",
     "scalar_memory",
+    "scale_scan",
     "selective_scan",
     "sharp_attention",
     "sparsemax",

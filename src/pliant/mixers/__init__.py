@@ -7,6 +7,8 @@
 - `DenseMLSTM`: the same memory in the block of xLSTM 7B (full projections, no convolution)
 - `SLSTM`: scalar memory that reads its own output, with its convolution, gates and norm
 - `S6`: selective state space (Mamba-1), in its block (projections, convolution, scan, output gate)
+- `MultiScaleSSM`: a learned filter bank, a small state space on each of its bands, and a sum weighed by the input
+- `MultiresConv`: the filter bank and a sum alone
 - `LRU`: complex diagonal recurrence that does not depend on the data
 - `WindowAttention`, `FullAttention`: causal attention to the last steps, or to an episode of bounded length
 """
@@ -18,6 +20,8 @@ from pliant.mixers.gated_delta import GatedDelta, GatedDeltaState
 from pliant.mixers.gated_lru import RGLRU, GatedLRU, GatedLRUState, RGLRUState
 from pliant.mixers.lru import LRU, LRUState
 from pliant.mixers.mlstm import MLSTM, DenseMLSTM, MLSTMState
+from pliant.mixers.multi_scale import MultiScaleSSM, MultiScaleState
+from pliant.mixers.multires import FoldedState, MultiresConv, MultiresState
 from pliant.mixers.s6 import S6, S6State
 from pliant.mixers.slstm import SLSTM, SLSTMState
 
@@ -31,10 +35,23 @@ __all__ = [
     "FullAttention",
     "GatedDelta",
     "GatedLRU",
+    "MultiScaleSSM",
+    "MultiresConv",
     "SequenceMixer",
     "WindowAttention",
 ]
 
 exportable(
-    Memory, AttentionState, GatedDeltaState, GatedLRUState, RGLRUState, LRUState, MLSTMState, S6State, SLSTMState
+    Memory,
+    AttentionState,
+    FoldedState,
+    GatedDeltaState,
+    GatedLRUState,
+    RGLRUState,
+    LRUState,
+    MLSTMState,
+    MultiScaleState,
+    MultiresState,
+    S6State,
+    SLSTMState,
 )

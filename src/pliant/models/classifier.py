@@ -73,15 +73,16 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> "SequenceClassifier":
-        """The one dial: depth = size, width = 32 size, one head of the gates per 32 features.
+        """The one dial: depth = size, width = 32 size; of a gated LRU, one head of the gates per 32 features.
 
         Raises:
             UsageError: size is not in 1 … 16.
         """
         if not 1 <= size <= MAX_SIZE:
             raise UsageError(f"size is {size}, expected 1 to {MAX_SIZE}; 2 is a good start")
-        gates = {"num_heads": size, "depth": size}
-        return cls(num_features, num_outputs, width=32 * size, depth=size, mixer_options=gates, **options)
+        if options.get("mixer", "GatedLRU") == "GatedLRU":
+            options = {"mixer_options": {"num_heads": size, "depth": size}} | options
+        return cls(num_features, num_outputs, width=32 * size, depth=size, **options)
 
     def init_state(
         self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None

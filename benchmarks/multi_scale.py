@@ -1,0 +1,220 @@
+"""MultiScaleSSM: a step of training beside stock convolutions and the scan of mambapy, one step of a stream, its age.
+
+python benchmarks/multi_scale.py train --ledger     # needs the package mambapy
+python benchmarks/multi_scale.py step --ledger
+python benchmarks/multi_scale.py age --ledger       # 100,000 steps of a stream
+
+All by one thread. What is compared takes turns in one process, outputs are compared first, and figures are medians
+of processor time over the rounds. The peer of `train` has the same blocks and parameters; its bank is one depthwise
+`Conv1d` for each level, and its scan that of mambapy over all scales at once.
+"""
+
+import argparse
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _ledger import append
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pliant.core import nbytes, seeded
+from pliant.mixers import MultiScaleSSM
+from pliant.mixers.multires import FilterBank
+from pliant.models import SequenceClassifier
+from pliant.models.blocks import Stack
+
+BATCH, STEPS, WIDTH, DEPTH, LEVELS = 8, 1024, 128, 2, 3
+STREAM_DEPTH = 4
+KINDS = {"invariant": False, "selective": True}
+
+
+class Stock(nn.Module):
+    """The same layer from a stock convolution for each level and the parallel scan of mambapy."""
+
+    def __init__(self, own: MultiScaleSSM):
+        super().__init__()
+        self.own, self.width = own, own.width
+
+    def forward(self, x: Tensor, state: Any, *, reset: Any = None, mask: Any = None) -> tuple[Tensor, Any]:
+        from mambapy.pscan import pscan
+
+        own, u = self.own, self.bands(x)  # (B, T, M D)
+        if own.selective:
+            decay, inputs, C = self.selected(x, u)
+        else:
+            a, c = own.system()
+            decay = a.transpose(1, 2).flatten(0, 1).expand(*u.shape, -1)
+            inputs, C = u[..., None].expand_as(decay), c.transpose(1, 2).flatten(0, 1)
+        h = pscan(decay.contiguous(), inputs.contiguous())
+        y = ((h * C).sum(-1) + own.skip.flatten() * u).unflatten(-1, (own.scales, -1))
+        return (own.weights.at(x)[..., None] * y).sum(2), state
+
+    def bands(self, x: Tensor) -> Tensor:
+        assert isinstance(self.own.bank, FilterBank)
+        a, found = x.mT, [x.mT]
+        for level, filters in enumerate(self.own.bank.weight):
+            both = filters.permute(2, 0, 1).reshape(2 * self.width, 1, -1)
+            padded = F.pad(a, ((filters.shape[1] - 1) << level, 0))
+            a, d = F.conv1d(padded, both, dilation=1 << level, groups=self.width).unflatten(1, (-1, 2)).unbind(2)
+            found.append(d)
+        return torch.cat([*found, a], 1).mT
+
+    def selected(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own = self.own
+        scales, size, width = own.log_rate.shape
+        step, B, C = own.linear_select(x).split([own.step_weight.shape[1], scales * size, scales * size], -1)
+        matrix = own.step_weight.transpose(0, 1).flatten(1)
+        dt = F.softplus(step @ matrix + own.step_bias.flatten())
+        A = own.rates().transpose(1, 2).flatten(0, 1)
+        B, C = (part.unflatten(-1, (scales, 1, size)).expand(-1, -1, -1, width, -1).flatten(2, 3) for part in (B, C))
+        return torch.exp(dt[..., None] * A), (dt * u)[..., None] * B, C
+
+
+def train(rounds: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    x = torch.randn(BATCH, STEPS, WIDTH, generator=torch.Generator().manual_seed(0))
+    for kind, selective in KINDS.items():
+        with seeded(0):
+            ours = Stack([MultiScaleSSM(WIDTH, LEVELS, selective=selective) for _ in range(DEPTH)])
+        theirs = Stack([block.mixer for block in ours.blocks])
+        theirs.load_state_dict(ours.state_dict())
+        for block in theirs.blocks:
+            block.mixer = Stock(block.mixer)  # type: ignore[assignment]
+        states = ours.init_state(BATCH)
+        runs = {"ours": _training(ours, x, states), "stock": _training(theirs, x, states)}
+        with torch.no_grad():
+            one, two = (stack(x, states)[0] for stack in (ours, theirs))
+            figures[f"{kind}, outputs differ by"] = float((one - two).abs().max() / two.abs().max())
+        taken = _in_turn(runs, rounds)
+        figures |= {f"{kind}, {name} ms": round(1e3 * statistics.median(times), 1) for name, times in taken.items()}
+        ratios = [b / a for a, b in zip(taken["ours"], taken["stock"], strict=True)]
+        figures[f"{kind}, times faster"] = round(statistics.median(ratios), 2)
+    return figures
+
+
+def _training(stack: nn.Module, x: Tensor, states: Any) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(stack.parameters(), 1e-5)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        stack(x, states)[0].square().mean().backward()
+        optimizer.step()
+
+    return run
+
+
+def _in_turn(runs: dict[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + warm):
+        for name in list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]:
+            gc.collect() if warm == 1 else None
+            before = time.thread_time()
+            runs[name]()
+            if turn >= warm:
+                taken[name].append(time.thread_time() - before)
+    return taken
+
+
+def step(rounds: int) -> dict[str, float]:
+    """p50 and p95 of one step of a classifier of four layers, and of the same with its layers folded."""
+    figures: dict[str, float] = {}
+    x = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for kind, options in (
+            ("invariant", {}),
+            ("selective", {"selective": True}),
+            ("static", {"weights": "static"}),
+        ):
+            with seeded(0):
+                model = SequenceClassifier(
+                    WIDTH,
+                    10,
+                    width=WIDTH,
+                    depth=STREAM_DEPTH,
+                    mixer="MultiScaleSSM",
+                    mixer_options={"levels": LEVELS, **options},
+                )
+            runs = {}
+            for name in ("whole", "folded"):
+                if name == "folded":
+                    for block in model.stack.blocks:
+                        block.mixer = block.mixer.fold()  # type: ignore[operator]
+                runs[name] = _stream(model, x)
+                for _ in range(30):
+                    runs[name]()
+                times = [_seconds(runs[name]) for _ in range(rounds)]
+                marks = statistics.quantiles(times, n=20)
+                figures[f"{kind}, {name}, p50 ms"] = round(1e3 * statistics.median(times), 3)
+                figures[f"{kind}, {name}, p95 ms"] = round(1e3 * marks[-1], 3)
+    return figures
+
+
+def _stream(model: SequenceClassifier, x: Tensor) -> Callable[[], None]:
+    state: Any = None
+
+    def run() -> None:
+        nonlocal state
+        _, state = model.step(x, state)
+
+    return run
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    before = time.perf_counter()
+    run()
+    return time.perf_counter() - before
+
+
+def age(steps: int) -> dict[str, float]:
+    """Memory and time of a stream after 1,000 steps and after all of them."""
+    with seeded(0):
+        model = SequenceClassifier(WIDTH, 10, width=WIDTH, depth=STREAM_DEPTH, mixer="MultiScaleSSM")
+    inputs = torch.randn(1000, 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    state, figures, times = None, {}, []
+    with torch.inference_mode():
+        for t in range(steps):
+            before = time.thread_time()
+            _, state = model.step(inputs[t % 1000], state)
+            times.append(time.thread_time() - before)
+            if t + 1 in (1000, steps):
+                figures[f"state bytes after {t + 1}"] = nbytes(state)
+                figures[f"peak MB after {t + 1}"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+                figures[f"p50 ms of the last 500 of {t + 1}"] = round(1e3 * statistics.median(times[-500:]), 3)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "step", "age"])
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--ledger", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.what == "train":
+        figures = train(options.rounds or 5)
+        holds = all(value >= 2 for name, value in figures.items() if "faster" in name)
+        claim = f"a training step of two MultiScaleSSM blocks is twice as fast as stock Conv1d and mambapy's scan, B {BATCH}, T {STEPS}, width {WIDTH}"  # noqa: E501
+    elif options.what == "step":
+        figures = step(options.rounds or 1000)
+        holds = all(value < 1 for name, value in figures.items() if "p50" in name)
+        claim = f"one step of a classifier of {STREAM_DEPTH} MultiScaleSSM layers of width {WIDTH}, S = {LEVELS}, takes less than 1 ms at p50 on one core"  # noqa: E501
+    else:
+        steps = options.rounds or 100_000
+        figures = age(steps)
+        grown = figures[f"peak MB after {steps}"] - figures["peak MB after 1000"]
+        figures["grown by MB"] = round(grown, 1)
+        holds = figures[f"state bytes after {steps}"] == figures["state bytes after 1000"] and grown < 8
+        claim = f"{steps} steps of such a stream need no more memory than 1,000"
+    for name, value in figures.items():
+        print(f"{name:44} {value}")
+    if options.ledger:
+        append(claim, f"python benchmarks/multi_scale.py {options.what}", figures, holds=holds)
+
+
+if __name__ == "__main__":
+    main()
