@@ -28,6 +28,7 @@ from pliant.core.roles import prefix
 from pliant.kernels import Sharpen, sharp_attention
 from pliant.mixers.base import SequenceMixer, over_steps, steps_since_reset, where_steps
 from pliant.mixers.gated_lru import check_heads
+from pliant.mixers.sharpen import sharpen_for
 
 BASE = 10_000.0  # further-mixers.md 4
 SHORT = 64
@@ -48,7 +49,7 @@ class AttentionState(NamedTuple):
 class _Attention(SequenceMixer):
     """What both kinds share; `kept` is the number of steps whose keys and values are carried."""
 
-    def __init__(self, width: int, num_heads: int, window: int, kept: int, sharpen: Sharpen | None):
+    def __init__(self, width: int, num_heads: int, window: int, kept: int, sharpen: Sharpen | str | None):
         super().__init__()
         name = type(self).__name__
         check_heads(name, width, num_heads)
@@ -58,7 +59,7 @@ class _Attention(SequenceMixer):
                 "number, since they are turned in pairs; choose another number of heads"
             )
         self.width, self.num_heads, self.window, self.kept = width, num_heads, window, kept
-        self.sharpen = sharpen
+        self.sharpen = sharpen_for(sharpen, num_heads, width // num_heads)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.normal_(linear.weight, std=width**-0.5)
@@ -115,10 +116,10 @@ class WindowAttention(_Attention):
         width: D.
         num_heads: divides `width` into heads of an even number of features.
         window: W, steps that are seen, the current one among them.
-        sharpen: weights from logits; None: softmax.
+        sharpen: weights from logits, or their name in `pliant.mixers.sharpen.NAMED`; None: softmax.
     """
 
-    def __init__(self, width: int, num_heads: int = 4, window: int = 128, *, sharpen: Sharpen | None = None):
+    def __init__(self, width: int, num_heads: int = 4, window: int = 128, *, sharpen: Sharpen | str | None = None):
         if window < 1:
             raise UsageError(f"WindowAttention: window is {window}, expected at least 1, the current step")
         super().__init__(width, num_heads, window, window - 1, sharpen)
@@ -138,10 +139,10 @@ class FullAttention(_Attention):
         width: D.
         num_heads: divides `width` into heads of an even number of features.
         max_steps: existing steps of an episode, at most.
-        sharpen: weights from logits; None: softmax.
+        sharpen: weights from logits, or their name in `pliant.mixers.sharpen.NAMED`; None: softmax.
     """
 
-    def __init__(self, width: int, num_heads: int = 4, max_steps: int = 2048, *, sharpen: Sharpen | None = None):
+    def __init__(self, width: int, num_heads: int = 4, max_steps: int = 2048, *, sharpen: Sharpen | str | None = None):
         if max_steps < 1:
             raise UsageError(f"FullAttention: max_steps is {max_steps}, expected at least 1")
         super().__init__(width, num_heads, max_steps, max_steps, sharpen)

@@ -8,12 +8,13 @@
 
 n is the number of keys that a query sees. Functions without parameters stand in `pliant.kernels`: `adaptive_softmax`,
 `perplexity_softmax`, `ssmax`, `sparsemax`, `entmax`, `stieltjes`. All have one signature, (logits, dim=-1, mask=None).
+Those of `NAMED` can also be given by their name, as the config of a saved model does.
 
 adaptive-temperature.md 2.2, 2.5. Departure of `ASEntmax`: u and w read the query of a head (K features, before it is
 turned by its step) and not the input of the layer, so that it fits any attention.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +22,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
-from pliant.kernels import entmax, row_entropy, ssmax, tempered_softmax
+from pliant.kernels import (
+    Sharpen,
+    adaptive_softmax,
+    entmax,
+    perplexity_softmax,
+    row_entropy,
+    sparsemax,
+    ssmax,
+    stieltjes,
+    tempered_softmax,
+)
 
+KNOTS = 6
 START = 0.43  # of s; 2501.19399: what heads come to without being told
 SHARPEST = 64.0
 """β up to which the best one of a row is looked for."""
@@ -99,6 +111,11 @@ class TemperatureMap(nn.Module):
     knots: Tensor
     slopes: Tensor
 
+    @classmethod
+    def plain(cls, num_heads: int, num_knots: int = KNOTS) -> "TemperatureMap":
+        """β = 1 at any entropy, with room for what `fit_temperature` finds, by `load_state_dict`."""
+        return cls(torch.arange(1.0, num_knots + 1), torch.zeros(num_heads, num_knots))
+
     def __init__(self, knots: Sequence[float] | Tensor, slopes: Sequence[float] | Tensor):
         super().__init__()
         knots, slopes = (torch.as_tensor(x, dtype=torch.float32).detach().clone() for x in (knots, slopes))
@@ -152,12 +169,38 @@ class Polynomial(nn.Module):
         return {}
 
 
+NAMED: dict[str, Callable[[int, int], Sharpen]] = {
+    "adaptive": lambda heads, size: adaptive_softmax,
+    "perplexity": lambda heads, size: perplexity_softmax,
+    "ssmax": lambda heads, size: SSMax(heads),
+    "entmax": lambda heads, size: entmax,
+    "sparsemax": lambda heads, size: sparsemax,
+    "asentmax": ASEntmax,
+    "stieltjes": lambda heads, size: stieltjes,
+    "fitted": lambda heads, size: TemperatureMap.plain(heads),
+}
+"""By name, made for a number of heads and their key size."""
+
+
+def sharpen_for(sharpen: Sharpen | str | None, num_heads: int, key_size: int) -> Sharpen | None:
+    """What a name stands for; anything else as it is.
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    if not isinstance(sharpen, str):
+        return sharpen
+    if sharpen not in NAMED:
+        raise UsageError(f"sharpen is {sharpen!r}, expected one of {', '.join(NAMED)}, a function or a module")
+    return NAMED[sharpen](num_heads, key_size)
+
+
 def fit_temperature(
     logits: Float[Tensor, "*H R N"],
     targets: Int[Tensor, "*H R"],
     mask: Bool[Tensor, "*H R N"] | None = None,
     *,
-    num_knots: int = 6,
+    num_knots: int = KNOTS,
     beyond: float = 1.0,
     updates: int = 300,
 ) -> TemperatureMap:
@@ -175,13 +218,14 @@ def fit_temperature(
         updates: of the fit, by Adam.
 
     Raises:
-        UsageError: fewer rows than knots, or rows all of one entropy.
+        UsageError: fewer rows than knots, or fewer knots than 2.
     """
     e, entropy = _visible(logits, mask)
-    levels = torch.linspace(0, 1, num_knots, dtype=torch.float64)
-    knots = entropy.double().flatten().quantile(levels.to(entropy.device)).unique()
-    if entropy.numel() < num_knots or len(knots) < 2:
-        raise UsageError(f"fit_temperature: {entropy.numel()} rows of {len(knots)} entropies are not enough for knots")
+    if entropy.numel() < num_knots or num_knots < 2:
+        raise UsageError(f"fit_temperature: {entropy.numel()} rows and {num_knots} knots, expected more rows, 2 knots")
+    levels = torch.linspace(0, 1, num_knots, dtype=torch.float64, device=e.device)
+    # Apart, also where many rows have the same entropy.
+    knots = entropy.double().flatten().quantile(levels) + 1e-4 * torch.arange(num_knots, device=e.device)
     knots = knots.to(e.dtype)
     raw = torch.full((*logits.shape[:-2], len(knots) - 1), -3.0, dtype=e.dtype, device=e.device, requires_grad=True)
     last = torch.full_like(raw[..., :1], beyond).detach()
