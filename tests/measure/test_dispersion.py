@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pliant.core import UsageError, seeded
 from pliant.kernels import adaptive_softmax, row_entropy
-from pliant.measure.dispersion import Watch, heads, rows_of, share_limits, sharp_limit, verdict, watched
+from pliant.measure.dispersion import Watch, heads, rows_of, share_limits, sharp_limit, table, verdict, watched
 from pliant.mixers import FullAttention, WindowAttention
 from pliant.mixers.sharpen import ASEntmax, SSMax
 
@@ -108,9 +108,11 @@ def test_a_model_is_watched_and_left_as_it_was(sharpen: object) -> None:
     assert watches["0"].rows().keys.tolist() == [*range(2, 13)] * 2
     assert watches["1"].rows().keys.max() == 5
     found = heads(watches, 0.9)
-    assert [(head.layer, head.head, head.keys) for head in found][1:3] == [("0", 1, [2, 4, 8]), ("1", 0, [2, 4])]
+    assert [(head.layer, head.head, head.keys) for head in found][1:3] == [("0", 1, [2, 4, 8, 12]), ("1", 0, [2, 4, 5])]
     assert all(head.widest >= head.spread and head.limit == sharp_limit(head.widest, 0.9) for head in found)
-    assert "of 4 heads" in verdict(found, 0.9)
+    rows = watches["0"].rows()
+    assert found[1].top[2] == pytest.approx(float(rows.top[1][(rows.keys > 4) & (rows.keys <= 8)].mean()))
+    assert "of 4 heads" in verdict(found, 0.9) and len(table(found, 0.9)) == 5
 
 
 def test_the_verdict_counts_heads() -> None:

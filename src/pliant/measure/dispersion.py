@@ -165,9 +165,9 @@ def watched(model: nn.Module) -> Iterator[dict[str, Watch]]:
 class Head(NamedTuple):
     """One head on a text.
 
-    layer: name; head: index; spread: mean, and `widest`: largest over rows; keys: lengths at which it was looked at,
-    with the mean entropy in nats and the mean top share of rows of about that length; limit: keys from which no key
-    can hold the share asked about, at the widest spread.
+    layer: name; head: index; spread: mean, and `widest`: largest over rows; keys: the longest of each group of rows, of
+    lengths within a factor of two, with mean entropy in nats and mean top share of the group; limit: keys from which no
+    key can hold the share asked about, at the widest spread.
     """
 
     layer: str
@@ -181,7 +181,7 @@ class Head(NamedTuple):
 
 
 def heads(watches: dict[str, Watch], share: float = 0.5) -> list[Head]:
-    """The heads of a model that was `watched`, layer by layer. Lengths are powers of two, each up to the next.
+    """The heads of a model that was `watched`, layer by layer; rows of 2 keys, of 3 to 4, of 5 to 8, and so on.
 
     Raises:
         UsageError: nothing was noted, or only rows of a single key.
@@ -191,16 +191,29 @@ def heads(watches: dict[str, Watch], share: float = 0.5) -> list[Head]:
         rows = watch.rows()
         if not len(rows.keys):
             raise UsageError(f"{layer}: no row had two keys that it could see; the text is too short")
-        group = rows.keys.double().log2().floor().long()
+        group = rows.keys.double().log2().ceil().long()
         levels = [int(level) for level in group.unique()]
         for head in range(len(rows.top)):
             entropy, top = (
                 [float(x[head][group == level].mean()) for level in levels] for x in (rows.entropy, rows.top)
             )
             mean, widest = float(rows.spread[head].mean()), float(rows.spread[head].max())
-            lengths = [2**level for level in levels]
+            lengths = [int(rows.keys[group == level].max()) for level in levels]
             found.append(Head(layer, head, mean, widest, lengths, entropy, top, sharp_limit(widest, share)))
     return found
+
+
+def table(found: Sequence[Head], share: float = 0.5) -> list[str]:
+    """Lines of text: a row for each head, in short rows and in the longest that it had."""
+    width = max(len("layer"), *(len(head.layer) for head in found))
+    lines = [
+        f"{'layer':<{width}}  head  spread  widest  top in {'short':>5}  in long rows  entropy  {share:.0%} lost at"
+    ]
+    for head in found:
+        limit = "never" if head.limit == math.inf else f"{head.limit:,.3g}" if head.limit >= 1e6 else f"{head.limit:,}"
+        lines.append(f"{head.layer:<{width}}  {head.head:>4}  {head.spread:>6.2f}  {head.widest:>6.2f}  "
+                     f"{head.top[0]:>12.3f}  {head.top[-1]:>12.3f}  {head.entropy[-1]:>7.3f}  {limit}")  # fmt: skip
+    return lines
 
 
 def verdict(found: Sequence[Head], share: float = 0.5) -> str:
