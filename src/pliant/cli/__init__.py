@@ -24,6 +24,7 @@ commands:
   learn series           a model learns your own table, row by row, beside what is done today
   stream RUN             answer a live input with the model of a run, line by line
   measure health WHAT    whether the model of a run, or a saved one, can still learn
+  measure perplexity A B whether perplexity picks the one of two models that is right
   report RUN [RUN ...]   one HTML page about one or more runs
   bench KIND             time and memory of kernels, mixers or models on this machine
   reproduce NAME         a paper's number beside ours

@@ -32,12 +32,12 @@ from pliant.measure.iso_perplexity import (
     free_lunch,
     tempered,
 )
-from pliant.measure.paired import Interval, bootstrap, discordant, mcnemar, paired_p, selection
+from pliant.measure.paired import Interval, Selection, bootstrap, discordant, mcnemar, paired_p, selection
 from pliant.measure.token_scores import Summary, TokenScores
 
 __all__ = [
-    "Comparison", "FreeLunch", "Interval", "Parts", "Summary", "TokenScores", "code_length", "compare",
-    "critical_accuracy", "critical_accuracy_at", "decompose", "free_lunch", "selection", "tempered",
+    "Comparison", "FreeLunch", "Interval", "Parts", "Selection", "Summary", "TokenScores", "code_length", "compare",
+    "critical_accuracy", "critical_accuracy_at", "decompose", "free_lunch", "intervals", "selection", "tempered",
 ]  # fmt: skip
 
 
@@ -153,6 +153,16 @@ def compare(
     )  # fmt: skip
     found = found._replace(verdict=_verdict(found, 1 - level))
     return found._replace(sentence=_sentence(found, level))
+
+
+def intervals(scores: TokenScores, **options: Any) -> tuple[Interval, Interval]:
+    """Code length and accuracy of one model with their intervals over documents; options are those of `bootstrap`."""
+    rows = {name: column.numpy() for name, column in scores.columns().items()}
+    if not len(rows["nll"]):
+        raise UsageError("intervals: these scores have seen no token, or kept none")
+    counts = _by_document(rows, np.ones(len(rows["nll"])))
+    nll, accuracy = (bootstrap(_by_document(rows, rows[name]), counts, **options) for name in ("nll", "right"))
+    return nll, accuracy
 
 
 def _same_tokens(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:

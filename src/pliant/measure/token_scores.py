@@ -131,9 +131,9 @@ class TokenScores:
         targets: Int[Tensor, "*S"],
         *,
         mask: Bool[Tensor, "*S"] | None = None,
-        document: Int[Tensor, "*S"] | int = 0,
-        position: Int[Tensor, "*S"] | int | None = None,
-        num_bytes: Int[Tensor, "*S"] | int = 0,
+        document: Int[Tensor, "..."] | int = 0,
+        position: Int[Tensor, "..."] | int | None = None,
+        num_bytes: Int[Tensor, "..."] | int = 0,
     ) -> None:
         """Score predictions of tokens.
 
@@ -141,7 +141,8 @@ class TokenScores:
             logits: of the tokens, float32 at least is computed with.
             targets: the tokens that came.
             mask: true where they count.
-            document: of each token, by number; tokens of a document depend on each other.
+            document: of each token, by number, in a shape that broadcasts to that of the targets, as the next two;
+                tokens of a document depend on each other.
             position: of each token in its document; None counts on along the last axis of `targets`, from 0.
             num_bytes: of the text that each token stands for, 0 if it is not known.
 
