@@ -1,7 +1,7 @@
 """A model that changes while it answers.
 
 - `Learner`: predicts, remembers what it said, learns when the answer comes
-- `bptt`: the learning rule, back-propagation through a window of steps
+- `bptt`, `trace`, `immediate`: the learning rule, how far back a gradient reaches; `trace_bytes`: what it costs
 - `prequential`: the loop over a stream; `fit`: many passes over a fixed set
 - `Life`: everything an exact continuation needs, as one value
 - `Majority`, `NoChange`, `Frozen`, `Retrained`: honest opponents; `Timed`: counts what each costs
@@ -12,8 +12,9 @@ from pliant.learn.learner import Learner
 from pliant.learn.life import Life
 from pliant.learn.loops import fit, prequential
 from pliant.learn.opponents import Frozen, Majority, NoChange, Retrained
-from pliant.learn.rules import Bptt, bptt
+from pliant.learn.rules import Bptt, Rule, Trace, bptt, immediate, trace
 from pliant.learn.timed import Timed
+from pliant.learn.traces import trace_bytes
 
 __all__ = [
     "Bptt",
@@ -24,8 +25,13 @@ __all__ = [
     "NoChange",
     "Predictor",
     "Retrained",
+    "Rule",
     "Timed",
+    "Trace",
     "bptt",
     "fit",
+    "immediate",
     "prequential",
+    "trace",
+    "trace_bytes",
 ]

@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack, take
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
-from pliant.learn.rules import Asked, Bptt, Together, bptt, joined
+from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, joined
+from pliant.learn.traces import Traces
 from pliant.optim import Lesson, Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
@@ -64,7 +66,7 @@ class Learner(Predictor):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        rule: Bptt | None = None,
+        rule: Rule | None = None,
         keep: Sequence[Upkeep] = (),
         *,
         loss: Loss | None = None,
@@ -81,6 +83,7 @@ class Learner(Predictor):
             raise UsageError(f"Learner: remember is {remember}, expected at least 1 question")
         self.model, self.optimizer = model, optimizer
         self.rule = bptt(32) if rule is None else rule
+        self.traces = Traces(model, self.rule) if isinstance(self.rule, Trace) else None
         self.keep = list(keep)
         self.loss, self.streams, self.remember = loss, streams, remember
         self.after_update, self.reuse, self.clip_norm = after_update, reuse, clip_norm
@@ -97,6 +100,7 @@ class Learner(Predictor):
         self._full = SPARE  # questions in _asked beyond which those that are not needed are dropped
         self._open: OrderedDict[int, None] = OrderedDict()  # an ordered set: questions that wait for answers
         self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
+        self._shape: tuple[Any, Any] | None = None  # of an input, and its type
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
         self._sink = Sink() if loss is None else None
         for upkeep in self.keep:
@@ -109,6 +113,8 @@ class Learner(Predictor):
             UsageError: the question does not fit the streams that this learner follows.
         """
         self._check(question)
+        if question.time in self._asked and self.traces is not None:
+            self._pass(list(self._asked.values()))
         if self.memory is None:
             self.streams = self.streams or len(question.rows)
             extra = tuple(question.inputs.shape[2:-1])
@@ -118,6 +124,7 @@ class Learner(Predictor):
         with torch.set_grad_enabled(reuse), self._sink or nullcontext():
             output, after, seen = self.rule.run(self.model, question, self.memory)
         self.output = output.detach()
+        self._shape = question.inputs.shape[2:], question.inputs.dtype
         if question.time in self._asked:
             self._known.pop(question.time, None)  # asked again, as in another pass: it has its old place
         elif last is not None:
@@ -129,6 +136,7 @@ class Learner(Predictor):
         if len(self._open) > self.remember:
             self._open.popitem(last=False)
             self.forgotten += 1
+        self._make_room()
         if len(self._asked) > self._full:
             self._prune()
         return self.output
@@ -150,19 +158,20 @@ class Learner(Predictor):
         learned = known.learned
         outcome, nats = "nothing to learn", math.nan
         reports: tuple[dict[str, Any], ...] = ()
+        self.forget(answer)
         if learned:
+            if not self.rule.revisit and not self._due:
+                self._known.clear()
             self._gathered += learned
             self._due.append(answer.time)
-            if not self.rule.revisit:
-                self._known.clear()
             self._known.setdefault(answer.time, []).append(known)
             outcome = "gathered"
-            if self._gathered >= self.rule.every:
-                learned, self._gathered = self._gathered, 0
-                outcome, nats, reports = self._updates(answer)
+        if self._due and (self._passable() or 0 < self.rule.every <= self._gathered):
+            learned, self._gathered = self._gathered, 0
+            outcome, nats, reports = self._updates(answer)
             if not self.rule.revisit:
                 self._known.clear()
-        self.forget(answer)
+        self._pass(self._passable())
         return Record(self.updates, answer.time, outcome, nats, learned if outcome == "updated" else 0, reports)
 
     def forget(self, answer: Answer) -> None:
@@ -185,13 +194,15 @@ class Learner(Predictor):
         self.streams, self.memory = streams, stack([self.memory, more])
         for time, asked in self._asked.items():
             self._asked[time] = asked._replace(before=stack([asked.before, more]))
+        if self.traces is not None:
+            self.traces.grow(streams)
 
     def memory_error(self) -> float:
         """Distance between the memory and what the present parameters would have made of the window.
 
         Relative: the norm of the difference over the norm of the recomputed memory, floats only.
         """
-        if not self._asked:
+        if not self._asked:  # or none since the last border
             return 0.0
         _, again = self._again()
         pairs = [(a.double(), b.double()) for (_, a), (_, b) in zip(leaves(self.memory), leaves(again), strict=True)
@@ -242,6 +253,44 @@ class Learner(Predictor):
             self._asked, self.memory = self._again()
         return "updated", nats, reports
 
+    def _passable(self) -> list[Asked]:
+        """The oldest questions, if they make a chunk and wait for no answer: the border may move over them."""
+        if self.traces is None:
+            return []
+        found, steps = [], 0
+        for time, asked in self._asked.items():
+            if time in self._open:
+                break
+            found.append(asked)
+            steps += asked.steps
+        return found if steps >= self.traces.rule.chunk else []
+
+    def _pass(self, questions: list[Asked], carried: bool = False) -> None:
+        """Move the border over the oldest questions, which are then forgotten; the traces may have been carried."""
+        if not questions:
+            return
+        assert self.traces is not None
+        if not carried:
+            self.traces.carry(self.model, questions)
+        for asked in questions:
+            time = asked.question.time
+            del self._asked[time]
+            self._before.pop(time, None)
+            self._open.pop(time, None)
+
+    def _make_room(self) -> None:
+        """No question waits at the border for longer than it takes to ask `remember` others."""
+        if self.traces is None or len(self._asked) <= self.remember:
+            return
+        oldest = next(iter(self._open))
+        since = len(self._asked) - list(self._asked).index(oldest)
+        if since > self.remember:
+            del self._open[oldest]
+            self.forgotten += 1
+        # An update goes first, but where nobody learns any more what was gathered is lost.
+        if not self._due or since > 2 * self.remember:
+            self._pass(self._passable())
+
     def _lessons(self, reached: list[Asked], due: list[int]) -> tuple[Lesson, ...]:
         """What is learned for the first time; `due` has the time of its question once for each answer."""
         found = []
@@ -256,6 +305,8 @@ class Learner(Predictor):
 
     def _descend(self, reached: list[Asked], answer: Answer) -> float:
         """The loss; where that is finite, its gradient is in `grad` of the parameters then."""
+        if self.traces is not None:
+            return self._descend_by_traces(self.traces, reached, answer)
         tape = self._valid_tape(reached)
         if tape is None and (nats := self._at_once(reached)) is not None:
             return nats
@@ -266,6 +317,14 @@ class Learner(Predictor):
         nats = float(loss.detach())
         if math.isfinite(nats):
             loss.backward()
+        return nats
+
+    def _descend_by_traces(self, traces: Traces, reached: list[Asked], answer: Answer) -> float:
+        """The same; and the border moves on, by the parameters of the gradient, as far as nothing is waited for."""
+        passing = self._passable()
+        carried = len(passing) == len(reached)
+        nats = traces.descend(self.model, reached, partial(self._loss, reached, answer=answer), carried)
+        self._pass(passing, carried)
         return nats
 
     def _at_once(self, reached: list[Asked]) -> float | None:
@@ -312,6 +371,11 @@ class Learner(Predictor):
 
     def _loss(self, reached: list[Asked], outputs: list[Tensor], answer: Answer) -> Tensor:
         """Of the outputs for each question reached, or of the one for all of them."""
+        if self.loss is not None and self.traces is not None:
+            every = [self.loss(rows_of(output, asked.question.rows, part.answer.rows), part.answer)
+                     for asked, output in zip(reached, outputs, strict=True)
+                     for part in self._known.get(asked.question.time, [])]  # fmt: skip
+            return torch.stack(every).mean()
         if self.loss is not None:
             last = reached[-1]
             return self.loss(rows_of(outputs[-1][:, -last.steps :], last.question.rows, answer.rows), answer)
@@ -362,6 +426,8 @@ class Learner(Predictor):
     def _again(self) -> tuple[OrderedDict[int, Asked], Any]:
         """The window run again with the present parameters: the questions with new memories, and the last memory."""
         past = self.rule.reach(reversed(self._asked.values()))
+        if not past:
+            return self._asked, self.memory
         memory, renewed = past[0].before, self._asked.copy()
         with torch.no_grad():
             for asked in past:
@@ -383,17 +449,17 @@ class Learner(Predictor):
         return self.rule.needed(reversed(self._asked.values()), lambda time: time in self._open or time in due)
 
     def _check(self, question: Question) -> None:
-        last = next(reversed(self._asked.values()), None)
-        if last is not None:
-            before, now = last.question.inputs, question.inputs
-            if now.shape[2:] != before.shape[2:] or now.dtype != before.dtype:
+        now = question.inputs
+        if self._shape is not None:
+            shape, dtype = self._shape
+            if now.shape[2:] != shape or now.dtype != dtype:
                 raise UsageError(
-                    f"Learner: the stream's question changed shape, from {before.dtype} (B, T, "
-                    f"{', '.join(map(str, before.shape[2:]))}) to {now.dtype} (B, T, "
+                    f"Learner: the stream's question changed shape, from {dtype} (B, T, "
+                    f"{', '.join(map(str, shape))}) to {now.dtype} (B, T, "
                     f"{', '.join(map(str, now.shape[2:]))}); a learner follows streams of one shape"
                 )
-            if question.time in self._open:
-                raise UsageError(f"Learner: question {question.time} is already waiting; give each its own time")
+        if question.time in self._open:
+            raise UsageError(f"Learner: question {question.time} is already waiting; give each its own time")
         if self.streams is not None and (largest := max(question.rows.tolist(), default=-1)) >= self.streams:
             raise UsageError(
                 f"Learner: the question is about stream {largest} but the memory holds {self.streams}; "
@@ -422,6 +488,7 @@ class Learner(Predictor):
             "answered": [tuple(part.answer) for time in self._known if time in needed for part in self._known[time]],
             "gathered": self._gathered,
             "due": list(self._due),
+            "traces": None if self.traces is None else self.traces.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -434,6 +501,7 @@ class Learner(Predictor):
         self.generator.set_state(state["generator"])
         self.updates, self.forgotten, self.streams = state["updates"], state["forgotten"], state["streams"]
         self.output, self.memory, self._tape = state["output"], None, None
+        self._shape = None
         self._asked.clear()
         self._before.clear()
         if state["memory"] is not None:
@@ -444,9 +512,12 @@ class Learner(Predictor):
                 if last in self._asked:
                     self._before[question.time] = last
                 self._asked[question.time] = Asked.of(question, from_leaves(before, like), said, seen)
+                self._shape = question.inputs.shape[2:], question.inputs.dtype
         self._full = 2 * len(self._asked) + SPARE
         self._open = OrderedDict.fromkeys(state["open"])
         self._known, self._gathered, self._due = {}, state["gathered"], list(state["due"])
+        if self.traces is not None:
+            self.traces.load_state_dict(state["traces"])
         for parts in state["answered"]:
             answer = Answer(*parts)
             self._known.setdefault(answer.time, []).append(Known.of(answer))

@@ -75,6 +75,8 @@ def _forget(fork: Learner) -> None:
     fork.memory = fork.output = None
     fork._asked.clear()
     fork._before.clear()
+    if fork.traces is not None:
+        fork.traces.values.clear()
 
 
 def _from_the_start(reset: Tensor) -> Tensor:

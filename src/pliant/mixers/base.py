@@ -1,6 +1,8 @@
 """The contract of a layer that mixes over time."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -42,6 +44,45 @@ class SequenceMixer(nn.Module, ABC):
     def roles(self) -> dict[str, Role]:
         """What each parameter is for, by name."""
 
+    def traceable(self) -> dict[str, tuple[str, ...]]:
+        """Groups of parameters whose traces this mixer can carry, and which kinds of them, the default first.
+
+        "exact": all of the derivative of the state; "own": what stays within its channel; "instant": none, so that a
+        gradient ends at the border of its chunk. A group is what its parameters' names begin with.
+        """
+        return {}
+
+    def advance_traces(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Tensor,
+        state: Any,
+        kinds: Mapping[str, str] | None = None,
+        *,
+        reset: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Derivatives of the state after `x`, inputs held fixed, from those of `state`; see `pliant.kernels._traces`.
+
+        Args:
+            traces: of `state`, streams on axis 0; None for a fresh state or one that nothing is known about.
+            x, state, reset, mask: as `forward` gets them.
+            kinds: of each group of `traceable`; None means the defaults.
+        """
+        return {}
+
+    def kinds(self, given: Mapping[str, str] | None) -> dict[str, str]:
+        """The kind of trace of each group: the default where none is given."""
+        return {group: offered[0] for group, offered in self.traceable().items()} | dict(given or {})
+
+    def trace_gradients(self, traces: Mapping[str, Tensor], state: Any, dstate: Any) -> dict[str, Tensor]:
+        """Gradients of parameters by way of `state`, summed over streams: dL/dstate times the traces.
+
+        Args:
+            traces, state: at the border; dstate: dL/dstate, like `state`, None for a leaf that is no float.
+        """
+        return {}
+
     @final
     def step(
         self, x: Tensor, state: Any = None, *, reset: Tensor | None = None, mask: Tensor | None = None
@@ -80,6 +121,11 @@ def forward_once(module: Any, x: Tensor, state: Any, *, reset: Tensor | None, ma
     reset, mask = (None if flag is None else flag.unsqueeze(1) for flag in (reset, mask))
     y, state = module(x.unsqueeze(1), state, reset=reset, mask=mask)
     return y.squeeze(1), state
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """x `(B, T, *E, C)` as `(B, T, S, C)`: extra axes are units that share parameters and time."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:-1]), x.shape[-1])
 
 
 def where_steps(flag: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ Cost: O(T·D) time for the recurrence, O(D) state per stream, whatever the lengt
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ from pliant.kernels._gated_scan import DECAY_POWER as DECAY_POWER
 from pliant.kernels._gated_scan import MAX_SQRT_DERIVATIVE as MAX_SQRT_DERIVATIVE
 from pliant.kernels._gated_scan import bounded_sqrt as bounded_sqrt
 from pliant.kernels._gated_unit import through_heads
-from pliant.mixers.base import SequenceMixer, first_steps, where_steps
+from pliant.kernels._traces import Border, GatedSlopes, gated_slopes, sum_in_heads, sum_of_products, tapped
+from pliant.mixers.base import SequenceMixer, first_steps, side_by_side, where_steps
 
 
 class RGLRUState(NamedTuple):
@@ -123,6 +125,61 @@ class RGLRU(SequenceMixer):
                  for part, role in (("weight", Role.GATE), ("bias", Role.BIAS))}  # fmt: skip
         return {"decay": Role.DECAY, **gates}
 
+    def traceable(self) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(("decay", "input_gate", "decay_gate"), ("exact", "instant"))
+
+    def advance_traces(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Float[Tensor, "B T *E D"],
+        state: RGLRUState,
+        kinds: Mapping[str, str] | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> dict[str, Tensor]:
+        x, state = self.start(x, state, reset, mask)
+        x = side_by_side(x.to(state.h.dtype))
+        border, slopes = self.slopes(x, state, reset, mask)
+        return self.carry(traces, x, border, slopes, self.kinds(kinds))
+
+    def slopes(
+        self, x: Float[Tensor, "B T S D"], state: RGLRUState, reset: Tensor | None, mask: Tensor | None
+    ) -> tuple[Border, GatedSlopes]:
+        """What the chunk leaves of its past, and what is left of the derivatives of each step at its end."""
+        wide = x.dtype
+        first, _ = first_steps(state.fresh, x.shape[1], reset, mask)
+        p, r = (through_heads(x, g.weight.to(wide), g.bias.to(wide)) for g in (self.input_gate, self.decay_gate))
+        h0 = state.h.reshape(x.shape[0], *x.shape[2:])
+        a, slopes = gated_slopes(x, p, r, self.decay.to(wide), h0, first, reset, mask)
+        border = Border(a, reset)
+        return border, GatedSlopes(*map(border.left, slopes))
+
+    def carry(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Float[Tensor, "B T S D"],
+        border: Border,
+        slopes: GatedSlopes,
+        kinds: Mapping[str, str],
+    ) -> dict[str, Tensor]:
+        """Traces by names of parameters: weights `(B, S, D/H, D)`, the others `(B, S, D)`."""
+        heads, gained, x = len(self.input_gate.bias), {}, border.since(x)
+        if kinds["decay"] == "exact":
+            gained["decay"] = slopes.decay.sum(1)
+        for gate, slope in (("input_gate", slopes.input_gate), ("decay_gate", slopes.decay_gate)):
+            if kinds[gate] == "exact":
+                gained |= {f"{gate}.weight": sum_in_heads(x, slope, heads), f"{gate}.bias": slope.sum(1)}
+        return {name: border.onto(None if traces is None else traces[name], part) for name, part in gained.items()}
+
+    def trace_gradients(self, traces: Mapping[str, Tensor], state: RGLRUState, dstate: RGLRUState) -> dict[str, Tensor]:
+        if dstate.h is None:
+            return {}
+        dh = side_by_side(dstate.h[:, None])[:, 0]
+        found = {name: torch.einsum("bs...d,bsd->...d", trace, dh) for name, trace in traces.items()}
+        heads = len(self.input_gate.bias)
+        return {name: part if name == "decay" else by_head(part, heads) for name, part in found.items()}
+
     def gates(self, x: Float[Tensor, "B T *E D"]) -> dict[str, Float[Tensor, "B T *E D"]]:
         """What the sigmoids of both gates get to see."""
         return {"input gate": self.input_gate(x), "decay gate": self.decay_gate(x)}
@@ -204,11 +261,125 @@ class GatedLRU(SequenceMixer):
         y = y if mask is None else where_steps(mask, y)
         return y, GatedLRUState(conv=conv, lru=lru)
 
+    def traceable(self) -> dict[str, tuple[str, ...]]:
+        own = {"conv": ("exact", "own", "instant"), "linear_x": ("own", "exact", "instant")}
+        return own | {f"lru.{group}": kinds for group, kinds in self.lru.traceable().items()}
+
+    def advance_traces(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Float[Tensor, "B T *E D"],
+        state: GatedLRUState,
+        kinds: Mapping[str, str] | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Traces by names of parameters: of `lru` as `RGLRU` has them; of the convolution `(B, S, K, W)` and
+        `(B, S, W)`, of `linear_x` `(B, S, D, W)` and `(B, S, W)`, with W/H before W if exact: the channel that the
+        gates mix in. And the last inputs `(B, K-1, S, D + 1)`, ones behind them, by which the ring of the convolution
+        depends on `linear_x` (online-gradients.md 2.2, 2.3).
+        """
+        x, state = self.start(x, state, reset, mask)
+        kinds, wide = self.kinds(kinds), state.lru.h.dtype
+        x = side_by_side(x.to(wide))
+        u = F.linear(x, self.linear_x.weight.to(wide), self.linear_x.bias.to(wide))
+        ring = state.conv.reshape(*state.conv.shape[:2], *u.shape[2:])
+        v, _ = causal_conv(u, self.conv_weight.to(wide), self.conv_bias.to(wide), ring, reset=reset, mask=mask)
+        border, slopes = self.lru.slopes(v, state.lru, reset, mask)
+        units = {name[4:]: kind for name, kind in kinds.items() if name.startswith("lru.")}
+        past = None if traces is None else {name[4:]: e for name, e in traces.items() if name.startswith("lru.")}
+        after = {f"lru.{name}": e for name, e in self.lru.carry(past, v, border, slopes, units).items()}
+        gained: dict[str, Tensor] = {}
+        if kinds["conv"] != "instant":
+            through = self._own if kinds["conv"] == "own" else self._exact
+            taps, _ = tapped(u, len(self.conv_weight), ring, reset, mask)
+            gained["conv_weight"] = torch.stack([through(border.since(tap), slopes) for tap in taps], 2)
+            gained["conv_bias"] = through(torch.ones_like(u), slopes)
+        if kinds["linear_x"] != "instant":
+            last = None if traces is None else traces["inputs"]
+            taps, after["inputs"] = tapped(F.pad(x, (0, 1), value=1.0), len(self.conv_weight), last, reset, mask)
+            total = self._of_inputs([border.since(tap) for tap in taps], slopes, kinds["linear_x"] == "exact")
+            gained |= {"linear_x.weight": total[:, :, :-1], "linear_x.bias": total[:, :, -1]}
+        return after | {name: border.onto(None if traces is None else traces[name], e) for name, e in gained.items()}
+
+    def _mixing(self, slopes: GatedSlopes) -> list[tuple[Tensor, Tensor]]:
+        """dh_t[j]/dv_t[i] as a sum of matrices times slopes of j: `(W/H, W)` and `(B, T, S, W)`."""
+        wide, heads = slopes.value.dtype, len(self.lru.input_gate.bias)
+        decay, value = (
+            gate.weight.to(wide).transpose(0, 1).flatten(1) for gate in (self.lru.decay_gate, self.lru.input_gate)
+        )
+        own = torch.eye(len(decay), dtype=wide, device=decay.device).repeat(1, heads)
+        return [(decay, slopes.decay_gate), (value, slopes.input_gate), (own, slopes.value)]
+
+    def _by_own(self, slopes: GatedSlopes) -> Tensor:
+        """dh_t[j]/dv_t[j], `(B, T, S, W)`."""
+        heads = len(self.lru.input_gate.bias)
+        own = (
+            torch.diagonal(matrix.unflatten(1, (heads, -1)), dim1=0, dim2=2).flatten()
+            for matrix, _ in self._mixing(slopes)
+        )
+        return torch.stack(
+            [diagonal * slope for diagonal, (_, slope) in zip(own, self._mixing(slopes), strict=True)]
+        ).sum(0)
+
+    def _own(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
+        """sum_t left_t[j] dh_t[j]/dv_t[j], `(B, S, W)`."""
+        return (left * self._by_own(slopes)).sum(1)
+
+    def _exact(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
+        """sum_t left_t[i] dh_t[j]/dv_t[i], `(B, S, W/H, W)`."""
+        heads = len(self.lru.input_gate.bias)
+        return torch.stack([matrix * sum_in_heads(left, slope, heads) for matrix, slope in self._mixing(slopes)]).sum(0)
+
+    def _of_inputs(self, taps: list[Tensor], slopes: GatedSlopes, exact: bool) -> Tensor:
+        """The same of each input by way of all taps: `(B, S, D + 1, W)`, or W/H before W if exact."""
+        rows, heads = self.conv_weight.to(taps[0].dtype), len(self.lru.input_gate.bias)
+        if not exact:
+            own = self._by_own(slopes)
+            return torch.stack([sum_of_products(tap, row * own) for row, tap in zip(rows, taps, strict=True)]).sum(0)
+        parts = []
+        for row, tap in zip(rows, taps, strict=True):
+            entering = row.unflatten(0, (heads, -1)).T.repeat_interleave(row.shape[0] // heads, 1)  # (W/H, W)
+            parts += [
+                entering * matrix * sum_of_products(tap, slope)[:, :, :, None] for matrix, slope in self._mixing(slopes)
+            ]
+        return torch.stack(parts).sum(0)
+
+    def trace_gradients(
+        self, traces: Mapping[str, Tensor], state: GatedLRUState, dstate: GatedLRUState
+    ) -> dict[str, Tensor]:
+        units = {name[4:]: e for name, e in traces.items() if name.startswith("lru.")}
+        found = {f"lru.{name}": part for name, part in self.lru.trace_gradients(units, state.lru, dstate.lru).items()}
+        heads = len(self.lru.input_gate.bias)
+        if dstate.lru.h is not None:
+            dh = side_by_side(dstate.lru.h[:, None])[:, 0]
+            for name in traces.keys() & {"conv_weight", "conv_bias", "linear_x.weight", "linear_x.bias"}:
+                e, axes = traces[name], 3 + name.endswith("weight")
+                if e.ndim == axes:
+                    part = torch.einsum("bs...j,bsj->...j", e, dh)
+                else:
+                    e, by_heads = e.unflatten(-1, (heads, -1)), dh.unflatten(-1, (heads, -1))
+                    part = torch.einsum("bs...ihj,bshj->...hi", e, by_heads).flatten(-2)
+                found[name] = part.T if name == "linear_x.weight" else part
+        if "inputs" in traces and dstate.conv is not None:
+            dconv = side_by_side(dstate.conv)
+            ring = torch.einsum("bksw,bksd->wd", dconv, traces["inputs"])
+            for name, part in (("linear_x.weight", ring[:, :-1]), ("linear_x.bias", ring[:, -1])):
+                found[name] = found[name] + part if name in found else part
+        return found
+
     def roles(self) -> dict[str, Role]:
         own = {"conv_weight": Role.CONV, "conv_bias": Role.BIAS}
         for name in ("linear_x", "linear_y", "linear_out"):
             own |= {f"{name}.weight": Role.MATRIX, f"{name}.bias": Role.BIAS}
         return own | prefix("lru", self.lru.roles())
+
+
+def by_head(part: Tensor, heads: int) -> Tensor:
+    """`(..., I, H J)` as `(H, I, J)`, and `(H J,)` as `(H, J)`."""
+    part = part.unflatten(-1, (heads, -1))
+    return part.movedim(-2, 0)
 
 
 def check_heads(name: str, width: int, num_heads: int) -> None:

@@ -12,6 +12,7 @@ Cost: O(T N D) time, O(N) state per stream, whatever the length.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
 from pliant.kernels import linear_scan
-from pliant.mixers.base import SequenceMixer, over_steps, where_steps
+from pliant.kernels._traces import Border, states_before, sum_of_products
+from pliant.mixers.base import SequenceMixer, over_steps, side_by_side, where_steps
 
 UNIFORM_EDGE = 1e-12
 """Draws keep away from 0 and 1, where a radius of 0 or 1 or a phase of 0 has no finite logarithm."""
@@ -101,6 +103,57 @@ class LRU(SequenceMixer):
         y = self._read(h.reshape(u.shape), x.dtype) + self.skip * x
         y = y if mask is None else where_steps(mask, y)
         return y, LRUState(h=torch.view_as_real(last).reshape(state.h.shape))
+
+    def traceable(self) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(("log_decay", "log_phase", "log_gain", "weight_in"), ("exact", "instant"))
+
+    def advance_traces(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Float[Tensor, "B T *E D"],
+        state: LRUState,
+        kinds: Mapping[str, str] | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> dict[str, Tensor]:
+        """dh/dλ `(B, S, N, 2)` and dh/dB `(B, S, D, N, 2)`, if they are wanted; log_gain needs none, since the state
+        itself is its derivative (online-gradients.md 2.1b)."""
+        x, state = self.start(x, state, reset, mask)
+        kinds, wide = self.kinds(kinds), state.h.dtype
+        x = side_by_side(x.to(wide))
+        shape = (*x.shape[:3], len(self.log_decay))
+        u = torch.complex(*(x @ part.to(wide).T * torch.exp(self.log_gain.to(wide)) for part in self.weight_in))
+        a = self.eigenvalues().expand(shape)
+        if mask is not None:
+            a = torch.where(over_steps(mask, a), a, 1)
+        border, gained = Border(a, reset), {}
+        if "exact" in (kinds["log_decay"], kinds["log_phase"]):
+            h0 = torch.view_as_complex(state.h.contiguous()).reshape(shape[0], *shape[2:])
+            before = states_before(a, u, h0, reset)
+            before = before if mask is None else torch.where(over_steps(mask, a), before, 0)
+            gained["eigenvalues"] = border.left(before).sum(1)
+        if kinds["weight_in"] == "exact":
+            left = border.left(torch.exp(self.log_gain.to(wide)).to(a.dtype).expand(shape))
+            gained["weight_in"] = sum_of_products(border.since(x).to(a.dtype), left)
+        past = {} if traces is None else {name: torch.view_as_complex(e) for name, e in traces.items()}
+        return {name: torch.view_as_real(border.onto(past.get(name), e)) for name, e in gained.items()}
+
+    def trace_gradients(self, traces: Mapping[str, Tensor], state: LRUState, dstate: LRUState) -> dict[str, Tensor]:
+        if dstate.h is None:
+            return {}
+        # The real part of a product with this is what dL/dh does to it.
+        dh = side_by_side(torch.view_as_complex(dstate.h.contiguous())[:, None])[:, 0].conj()
+        h = torch.view_as_complex(state.h.contiguous()).reshape(dh.shape)
+        found = {"log_gain": (dh * h).real.sum((0, 1))}
+        if "eigenvalues" in traces:
+            by = (dh * torch.view_as_complex(traces["eigenvalues"])).sum((0, 1)) * self.eigenvalues()
+            found |= {"log_decay": (by * -torch.exp(self.log_decay.to(by.real.dtype))).real,
+                      "log_phase": (by * 1j * torch.exp(self.log_phase.to(by.real.dtype))).real}  # fmt: skip
+        if "weight_in" in traces:
+            by = torch.einsum("bsn,bsdn->nd", dh, torch.view_as_complex(traces["weight_in"]))
+            found["weight_in"] = torch.stack([by.real, -by.imag])
+        return found
 
     def eigenvalues(self) -> Tensor:
         """λ, `(N,)` complex."""

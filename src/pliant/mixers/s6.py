@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.kernels import causal_conv, selective_scan
-from pliant.mixers.base import SequenceMixer, where_steps
+from pliant.kernels._traces import Border, states_before, tapped
+from pliant.mixers.base import SequenceMixer, over_steps, side_by_side, where_steps
 
 MIN_STEP, MAX_STEP, STEP_FLOOR = 1e-3, 1e-1, 1e-4  # of dt at the start, further-mixers.md 2.1
 
@@ -33,6 +34,15 @@ class S6State(NamedTuple):
 
     conv: Tensor
     h: Tensor
+
+
+class S6Slopes(NamedTuple):
+    """Derivatives of each state at its own step, the state before held fixed; `(B, T, S, M, N)`."""
+
+    rate: Tensor  # by log_rate
+    step: Tensor  # by what the step size is the softplus of
+    input: Tensor  # by the weight of the input B_t[n]
+    value: Tensor  # by c, neither through step sizes nor weights
 
 
 class S6(SequenceMixer):
@@ -114,6 +124,105 @@ class S6(SequenceMixer):
         y, last = selective_scan(u, dt, rate, B, C, self.skip, h.flatten(0, -3), reset, mask)
         y = y.reshape(c.shape[0], *c.shape[2:-1], *y.shape[1:]).movedim(-2, 1)
         return y, last.reshape(h.shape)
+
+    def traceable(self) -> dict[str, tuple[str, ...]]:
+        """Exact traces of `linear_select` are M² N numbers twice, so by default its gradients end at borders, as those
+        of `linear_in` always do."""
+        exact = ("exact", "instant")
+        return {
+            "log_rate": exact,
+            "linear_step": exact,
+            "conv": ("own", "instant"),
+            "linear_select": ("instant", "exact"),
+        }
+
+    def advance_traces(
+        self,
+        traces: Mapping[str, Tensor] | None,
+        x: Float[Tensor, "B T *E D"],
+        state: S6State,
+        kinds: Mapping[str, str] | None = None,
+        *,
+        reset: Bool[Tensor, "B T"] | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Derivatives of h `(…, M, N)` by names of parameters, behind B and S: of `log_rate` and `linear_step.bias`
+        `(M, N)`, of `linear_step.weight` `(R, M, N)`, of the taps `(K, M, N)` and their bias `(M, N)`; and of what
+        `linear_select` makes steps and inputs of, `"steps"` and `"inputs"`, `(M, M, N)` (online-gradients.md 2.1d).
+        """
+        x, state = self.start(x, state, reset, mask)
+        kinds, wide = self.kinds(kinds), state.h.dtype
+        u = side_by_side(F.linear(x.to(wide), self.linear_in.weight.to(wide)[: len(self.skip)]))
+        taps, _ = tapped(u, len(self.conv_weight), side_by_side(state.conv), reset, mask)
+        mixed = sum(
+            (row * tap for row, tap in zip(self.conv_weight.to(wide), taps, strict=True)), self.conv_bias.to(wide)
+        )
+        c = F.silu(mixed)
+        border, slopes = self._slopes(c, state.h, reset, mask)
+        c, mixed, *taps = map(border.since, (c, mixed, *taps))
+        gained: dict[str, Tensor] = {}
+        if kinds["log_rate"] == "exact":
+            gained["log_rate"] = slopes.rate.sum(1)
+        if kinds["linear_step"] == "exact":
+            step = F.linear(c, self.linear_select.weight.to(wide)[: self.linear_step.in_features])
+            gained["linear_step.bias"] = slopes.step.sum(1)
+            gained["linear_step.weight"] = torch.einsum("btsr,btsmn->bsrmn", step, slopes.step)
+        if kinds["linear_select"] == "exact":
+            gained["steps"] = torch.einsum("btsi,btsmn->bsimn", c, slopes.step)
+            gained["inputs"] = torch.einsum("btsi,btsmn->bsimn", c, slopes.input)
+        if kinds["conv"] == "own":
+            gate = torch.sigmoid(mixed)
+            own = self._by_own(slopes) * (gate * (1 + mixed * (1 - gate)))[..., None]
+            gained["conv_weight"] = torch.stack([(tap[..., None] * own).sum(1) for tap in taps], 2)
+            gained["conv_bias"] = own.sum(1)
+        return {name: border.onto(None if traces is None else traces[name], e) for name, e in gained.items()}
+
+    def _slopes(
+        self, c: Float[Tensor, "B T S M"], h0: Tensor, reset: Tensor | None, mask: Tensor | None
+    ) -> tuple[Border, "S6Slopes"]:
+        """What the chunk leaves of its past, and what is left of the derivatives of each step at its end."""
+        wide, rank, size = c.dtype, self.linear_step.in_features, self.log_rate.shape[1]
+        step, B, _ = F.linear(c, self.linear_select.weight.to(wide)).split([rank, size, size], -1)
+        pre = F.linear(step, self.linear_step.weight.to(wide), self.linear_step.bias.to(wide))
+        dt, rate = F.softplus(pre)[..., None], -torch.exp(self.log_rate.to(wide))
+        a, drive = torch.exp(dt * rate), c[..., None] * B[..., None, :]
+        u = dt * drive
+        if mask is not None:
+            exists = over_steps(mask, a)
+            a, u = torch.where(exists, a, 1), torch.where(exists, u, 0)
+        before = states_before(a, u, h0.reshape(a.shape[0], *a.shape[2:]), reset)
+        slopes = S6Slopes(
+            rate=a * before * dt * rate,
+            step=(rate * a * before + drive) * torch.sigmoid(pre)[..., None],
+            input=(dt * c[..., None]).expand_as(a),
+            value=(dt * B[..., None, :]).expand_as(a),
+        )
+        if mask is not None:
+            slopes = S6Slopes(*(torch.where(exists, slope, 0) for slope in slopes))
+        border = Border(a, reset)
+        return border, S6Slopes(*map(border.left, slopes))
+
+    def _by_own(self, slopes: "S6Slopes") -> Tensor:
+        """dh[m]/dc[m] `(B, T, S, M, N)` by way of the drive, the own step size and the input weights."""
+        wide, rank, size = slopes.value.dtype, self.linear_step.in_features, self.log_rate.shape[1]
+        to_step, to_input = self.linear_select.weight.to(wide)[: rank + size].split([rank, size])
+        own_step = (self.linear_step.weight.to(wide) * to_step.T).sum(1)
+        return slopes.value + own_step[:, None] * slopes.step + to_input.T * slopes.input
+
+    def trace_gradients(self, traces: Mapping[str, Tensor], state: S6State, dstate: S6State) -> dict[str, Tensor]:
+        if dstate.h is None:
+            return {}
+        dh = side_by_side(dstate.h.flatten(-2)[:, None])[:, 0].unflatten(-1, self.log_rate.shape)
+        found = {"log_rate": torch.einsum("bsmn,bsmn->mn", dh, traces["log_rate"])} if "log_rate" in traces else {}
+        for name in traces.keys() & {"linear_step.weight", "linear_step.bias", "conv_weight", "conv_bias"}:
+            part = torch.einsum("bs...mn,bsmn->...m", traces[name], dh)
+            found[name] = part.T if name == "linear_step.weight" else part
+        if "steps" in traces:
+            by_step = torch.einsum("bsimn,bsmn->mi", traces["steps"], dh)
+            to_step = self.linear_step.weight.to(dh.dtype).T @ by_step
+            to_input = torch.einsum("bsimn,bsmn->ni", traces["inputs"], dh)
+            found["linear_select.weight"] = torch.cat([to_step, to_input, torch.zeros_like(to_input)])
+        return found
 
     def roles(self) -> dict[str, Role]:
         return {

@@ -1,0 +1,273 @@
+"""Traces of a model at the border of a chunk, and the gradients that go on by them to all the past before it.
+
+Layers are those mixers in which `traceable` names something; inputs of each are caught as the model calls it, so any
+model will do. Across layers a gradient flows as it does inside a chunk; at its border, in each layer, the gradient of
+the state goes on by the layer's own traces (see `pliant.learn.trace`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pliant.core import UsageError, detach, put, take
+from pliant.core.state import map_state, nbytes
+from pliant.learn.rules import Asked, Together, Trace, streams_of, through
+from pliant.mixers import SequenceMixer
+
+Values = dict[str, dict[str, Tensor]]
+"""Traces by name of the mixer, then by the name that it gives them."""
+
+
+class Call(NamedTuple):
+    """What a mixer was called with; float leaves of the state are where its gradient arrives."""
+
+    x: Tensor
+    state: Any
+    reset: Tensor | None
+    mask: Tensor | None
+
+
+class Traces:
+    """The traces of all streams, where the questions begin that a learner still holds.
+
+    Args:
+        model: with at least one mixer that has traces.
+        rule: says chunk and kinds.
+
+    Raises:
+        UsageError: no mixer has traces, or the policy names something that none has.
+    """
+
+    def __init__(self, model: nn.Module, rule: Trace):
+        self.rule = rule
+        self.mixers = traced(model)
+        self.kinds = {name: _kinds(mixer, dict(rule.policy)) for name, mixer in self.mixers.items()}
+        self.values: Values = {}
+        _check(model, self.mixers, dict(rule.policy))
+
+    def descend(
+        self,
+        model: nn.Module,
+        reached: Sequence[Asked],
+        loss: Callable[[list[Tensor]], Tensor],
+        advance: bool,
+    ) -> float:
+        """The loss; where that is finite, its gradient is added to `grad` of the parameters.
+
+        Args:
+            reached: all questions from the border on, up to the last that is learned from.
+            loss: of the outputs for each of them.
+            advance: whether the border moves over them.
+        """
+        together = Together.of(reached, inputs=True)
+        pieces = _pieces(together, self.rule.chunk)
+        state, traces = together.before, self._taken(together.rows)
+        with torch.enable_grad():
+            if len(pieces) == 1:
+                output, state, calls = self._through(model, state, pieces[0])
+                nats = _back(loss(together.apart(output, reached)))
+                self._credit(traces, calls if math.isfinite(nats) else {})
+                traces = self._advanced(traces, calls) if advance else traces
+            else:
+                nats, slopes = self._slopes(model, reached, together, pieces, loss)
+                for piece, slope in zip(pieces, slopes, strict=True):
+                    output, state, calls = self._through(model, detach(state), piece)
+                    if math.isfinite(nats):
+                        output.backward(slope)
+                        self._credit(traces, calls)
+                    traces = self._advanced(traces, calls)
+        if advance:
+            self._keep(reached, together.rows, traces)
+        return nats
+
+    def carry(self, model: nn.Module, questions: Sequence[Asked]) -> None:
+        """Move the border over these questions."""
+        together = Together.of(questions, inputs=True)
+        state, traces = together.before, self._taken(together.rows)
+        with torch.no_grad():
+            for piece in _pieces(together, self.rule.chunk):
+                _, state, calls = self._through(model, state, piece)
+                traces = self._advanced(traces, calls)
+        self._keep(questions, together.rows, traces)
+
+    def grow(self, streams: int) -> None:
+        """Room for more streams, of which nothing is known."""
+        for traces in self.values.values():
+            for name, e in traces.items():
+                traces[name] = torch.cat([e, e.new_zeros(streams - len(e), *e.shape[1:])])
+
+    def nbytes(self) -> int:
+        """Bytes of the traces of all streams."""
+        return nbytes(tuple(e for traces in self.values.values() for e in traces.values()))
+
+    def state_dict(self) -> Values:
+        return {name: dict(traces) for name, traces in self.values.items()}
+
+    def load_state_dict(self, state: Values) -> None:
+        self.values = {name: {part: e.clone() for part, e in traces.items()} for name, traces in state.items()}
+
+    def _slopes(
+        self, model: nn.Module, reached: Sequence[Asked], together: Together, pieces: Sequence["Piece"],
+        loss: Callable[[list[Tensor]], Tensor],
+    ) -> tuple[float, Sequence[Tensor]]:  # fmt: skip
+        """The loss, and its gradient by the outputs of each piece: so only one piece need be kept at a time."""
+        outputs, state = [], together.before
+        with torch.no_grad():
+            for piece in pieces:
+                output, state = through(model, state, *piece)
+                outputs.append(output)
+        whole = torch.cat(outputs, 1).requires_grad_()
+        nats = _back(loss(together.apart(whole, reached)))
+        slopes = torch.zeros_like(whole) if whole.grad is None else whole.grad
+        return nats, slopes.split(self.rule.chunk, 1)
+
+    def _through(self, model: nn.Module, state: Any, piece: "Piece") -> tuple[Tensor, Any, dict[str, Call]]:
+        with recording(self.mixers) as calls:
+            output, state = through(model, state, *piece)
+        return output, state, calls
+
+    @torch.no_grad()
+    def _credit(self, traces: Values, calls: Mapping[str, Call]) -> None:
+        """Add what goes on by the traces to `grad` of the parameters."""
+        for name, call in calls.items():
+            if name not in traces:
+                continue
+            mixer, dstate = self.mixers[name], map_state(lambda leaf: leaf.grad, call.state)
+            for part, gradient in mixer.trace_gradients(traces[name], detach(call.state), dstate).items():
+                parameter = mixer.get_parameter(part)
+                if parameter.requires_grad:
+                    gradient = gradient.to(parameter.dtype)
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    @torch.no_grad()
+    def _advanced(self, traces: Values, calls: Mapping[str, Call]) -> Values:
+        after = dict(traces)
+        for name, (x, state, reset, mask) in calls.items():
+            mixer, kinds = self.mixers[name], self.kinds[name]
+            after[name] = mixer.advance_traces(traces.get(name), x, detach(state), kinds, reset=reset, mask=mask)
+        return after
+
+    def _taken(self, rows: Tensor | None) -> Values:
+        if rows is None:
+            return self.values
+        return {name: {part: take(e, rows) for part, e in traces.items()} for name, traces in self.values.items()}
+
+    def _keep(self, questions: Sequence[Asked], rows: Tensor | None, traces: Values) -> None:
+        if rows is not None:
+            streams = streams_of(questions[0].before)
+            for name, parts in traces.items():
+                for part, e in parts.items():
+                    known = self.values.get(name, {}).get(part)
+                    before = e.new_zeros(streams, *e.shape[1:]) if known is None else known
+                    parts[part] = put(before, rows, e)
+        self.values = traces
+
+
+Piece = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def traced(model: nn.Module) -> dict[str, SequenceMixer]:
+    """The mixers of a model that have traces, by name; of one inside another the outer."""
+    found: dict[str, SequenceMixer] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") or not outer for outer in found)
+        if isinstance(module, SequenceMixer) and module.traceable() and not inside:
+            found[name] = module
+    return found
+
+
+@contextmanager
+def recording(mixers: Mapping[str, SequenceMixer]) -> Iterator[dict[str, Call]]:
+    """Catches what each mixer is called with, and has the gradient of its state arrive in `grad` of what was caught.
+
+    Raises:
+        UsageError: one is called twice.
+    """
+    calls: dict[str, Call] = {}
+
+    def listener(name: str) -> Callable[..., Any]:
+        def before(mixer: Any, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
+            if name in calls:
+                raise UsageError(f"trace: {name} is called twice in one pass, which traces do not allow; use bptt")
+            x, state = args[0], args[1] if len(args) > 1 else more.pop("state", None)
+            if state is None:
+                state = mixer.init_state(x.shape[0], tuple(x.shape[2:-1]), device=x.device)
+            grad = torch.is_grad_enabled()
+            state = map_state(
+                lambda leaf: leaf.detach().requires_grad_() if grad and leaf.is_floating_point() else leaf, state
+            )
+            calls[name] = Call(x.detach(), state, more.get("reset"), more.get("mask"))
+            return (x, state), more
+
+        return before
+
+    handles = [mixer.register_forward_pre_hook(listener(name), with_kwargs=True) for name, mixer in mixers.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_bytes(model: nn.Module, rule: Trace, streams: int = 1, extra: tuple[int, ...] = ()) -> int:
+    """Bytes that the traces of so many streams will occupy; extra axes are those of the inputs."""
+    return sum(sum(e.numel() * e.element_size() for e in traces.values()) for traces in
+               _fresh(Traces(model, rule), streams, extra).values())  # fmt: skip
+
+
+@torch.no_grad()
+def _fresh(traces: Traces, streams: int, extra: tuple[int, ...]) -> Values:
+    found = {}
+    for name, mixer in traces.mixers.items():
+        state = mixer.init_state(1, extra)
+        x = torch.zeros(1, 0, *extra, mixer.width)
+        one = mixer.advance_traces(None, x, state, traces.kinds[name])
+        found[name] = {part: e.expand(streams, *e.shape[1:]) for part, e in one.items()}
+    return found
+
+
+def _back(loss: Tensor) -> float:
+    nats = float(loss.detach())
+    if math.isfinite(nats):
+        loss.backward()
+    return nats
+
+
+def _pieces(together: Together, chunk: int) -> list[Piece]:
+    assert together.inputs is not None
+    parts = [part.split(chunk, 1) for part in (together.inputs, together.reset, together.mask)]
+    seen = [None] * len(parts[0]) if together.seen is None else together.seen.split(chunk, 1)
+    return list(zip(*parts, seen, strict=True))
+
+
+def _kinds(mixer: SequenceMixer, policy: Mapping[str, str]) -> dict[str, str]:
+    """The kind of each group: as the policy says, none where all is frozen, else the default."""
+    kinds = mixer.kinds(None)
+    for group, offered in mixer.traceable().items():
+        kinds[group] = next((kind for key, kind in policy.items() if _named(key, group)), kinds[group])
+        if kinds[group] not in offered:
+            raise UsageError(f"trace: {type(mixer).__name__} has no {kinds[group]!r} traces of {group}; "
+                             f"choose from {', '.join(offered)}")  # fmt: skip
+        if not any(p.requires_grad for name, p in mixer.named_parameters() if name.startswith(group)):
+            kinds[group] = "instant"
+    return kinds
+
+
+def _named(key: str, group: str) -> bool:
+    return group == key or group.startswith(f"{key}.")
+
+
+def _check(model: nn.Module, mixers: Mapping[str, SequenceMixer], policy: Mapping[str, str]) -> None:
+    if not mixers:
+        raise UsageError(
+            f"trace: no layer of {type(model).__name__} has traces; use bptt, or a mixer that has: GatedLRU, LRU, S6"
+        )
+    groups = {group for mixer in mixers.values() for group in mixer.traceable()}
+    for key in policy:
+        if not any(_named(key, group) for group in groups):
+            raise UsageError(f"trace: the policy names {key}, of which no mixer has traces; there are "
+                             f"{', '.join(sorted(groups))}")  # fmt: skip

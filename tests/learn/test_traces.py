@@ -1,0 +1,401 @@
+"""A learner by traces: what its updates add up to, and that it is as much a life as any other."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pliant.core import Answer, Question, UsageError, seeded
+from pliant.learn import Learner, Life, Trace, bptt, fit, immediate, trace, trace_bytes
+from pliant.models import SequenceClassifier
+from pliant.optim import Isometry, Replay, adamw, normalize_and_project
+from tests.learn.worlds import Signs, late, run, scores
+
+FED = ("embed.", "stack.blocks.0.mixer_norm.")
+"""What feeds the recurrence of the first block, by which gradients end at borders."""
+WHOLE = {"linear_x": "exact"}
+
+
+def model(depth: int = 1, mixer: str = "GatedLRU", **options: Any) -> SequenceClassifier:
+    with seeded(0):
+        model = SequenceClassifier(3, 2, width=4, depth=depth, mixer=mixer, mixer_options=options).double()
+        with torch.no_grad():
+            model.head.linear.weight.normal_()
+            for name, p in model.named_parameters():
+                if "bias" in name:
+                    p.normal_(std=0.1)
+    return model
+
+
+class Sum(torch.optim.Optimizer):
+    """Adds up gradients, each as often as it has targets, and moves nothing."""
+
+    def __init__(self, model: SequenceClassifier):
+        super().__init__(model.parameters(), {})
+        self.model = model
+        self.total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        self.last = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def step(self, closure: Any = None) -> None:
+        self.last = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in self.model.named_parameters()
+        }
+
+    def add(self, learned: int) -> None:
+        for name, gradient in self.last.items():
+            self.total[name] += learned * gradient
+
+
+def learner(rule: Any, depth: int = 1, mixer: str = "GatedLRU", streams: int = 2, **options: Any) -> Learner:
+    made = model(depth, mixer)
+    return Learner(made, Sum(made), rule, streams=streams, clip_norm=None, **options)
+
+
+def learn(ours: Learner, answer: Answer) -> Any:
+    record = ours.learn(answer)
+    if record.outcome == "updated":
+        ours.optimizer.add(record.learned)  # type: ignore[attr-defined]
+    return record
+
+
+def world(steps: int, streams: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(streams, steps, 3, generator=random, dtype=torch.float64)
+    targets = torch.randint(2, (streams, steps), generator=random)
+    return (
+        x,
+        targets,
+        torch.rand(streams, steps, generator=random) < 0.1,
+        torch.rand(streams, steps, generator=random) < 0.8,
+    )
+
+
+def asked(world: Any, rows: Sequence[int], start: int, stop: int, time: int) -> tuple[Question, Answer]:
+    x, targets, reset, mask = (part[list(rows), start:stop] for part in world)
+    streams = torch.tensor(rows)
+    return Question(x, reset, mask, time, streams), Answer(targets, mask, mask, time, streams)
+
+
+def expected(ours: Learner, world: Any) -> dict[str, Tensor]:
+    """The gradient of the sum over all steps that exist, through the whole past."""
+    x, targets, reset, mask = world
+    output, _ = ours.model(x, ours.model.init_state(len(x)), reset=reset, mask=mask)
+    loss = ours.model.nats(output[mask], targets[mask]).sum()  # type: ignore[operator]
+    names = dict(ours.model.named_parameters())
+    return dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
+
+
+def compare(ours: Learner, world: Any, but: tuple[str, ...] = FED) -> None:
+    found, total = expected(ours, world), ours.optimizer.total  # type: ignore[attr-defined]
+    for name, gradient in found.items():
+        if not name.startswith(but):
+            torch.testing.assert_close(total[name], gradient, rtol=1e-10, atol=1e-11, msg=name)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> tuple[list[int], list[int], int, int | None]:
+    """Lengths of questions, how much later each is answered, chunk and every."""
+    lengths = draw(st.lists(st.integers(1, 4), min_size=2, max_size=7))
+    delays = draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
+    return lengths, delays, draw(st.integers(1, 6)), draw(st.sampled_from([None, 1, 5]))
+
+
+@given(case=lives())
+@settings(max_examples=6, deadline=None)
+def test_updates_add_up_to_the_gradient_through_the_whole_past(case: Any) -> None:
+    """One layer; questions of any lengths, answers late and out of order (A5, A6, A9)."""
+    lengths, delays, chunk, every = case
+    here = world(sum(lengths), seed=chunk)
+    ours = learner(trace(chunk, every=every, policy=WHOLE))
+    waiting: list[tuple[int, Answer]] = []
+    start = 0
+    for i, (length, delay) in enumerate(zip(lengths, delays, strict=True)):
+        question, answer = asked(here, [0, 1], start, start + length, i)
+        start += length
+        ours.predict(question)
+        waiting.append((i + delay, answer))
+        for due, known in waiting:
+            if due == i:
+                learn(ours, known)
+    for due, known in waiting:
+        if due >= len(lengths):
+            learn(ours, known)
+    if ours._due:  # the last chunk is not full: what would come makes it so
+        question, answer = asked(world(8, seed=99), [0, 1], 0, 8, 99)
+        ours.predict(question)
+        learn(ours, answer._replace(learn_mask=answer.learn_mask & False))
+    compare(ours, here)
+
+
+@pytest.mark.parametrize("mixer", ["RGLRU", "LRU", "S6"])
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_the_same_for_other_recurrences(mixer: str, chunk: int) -> None:
+    here = world(15)
+    ours = learner(trace(chunk, policy={"linear_select": "exact"} if mixer == "S6" else None), mixer=mixer)
+    for t in range(15):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        learn(ours, answer)
+    untraced = tuple(f"stack.blocks.0.mixer.{name}" for name in ("conv_", "linear_in.")) if mixer == "S6" else ()
+    compare(ours, here, FED + untraced)
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_the_last_recurrent_layer_is_exact_and_those_below_are_not(chunk: int) -> None:
+    """A7."""
+    here = world(20)
+    ours = learner(trace(chunk, policy=WHOLE), depth=2)
+    for t in range(20):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        learn(ours, answer)
+    compare(ours, here, ("embed.", "stack.blocks.0.", "stack.blocks.1.mixer_norm."))
+    found, name = expected(ours, here), "stack.blocks.0.mixer.lru.decay"
+    apart = (ours.optimizer.total[name] - found[name]).norm() / found[name].norm()  # type: ignore[attr-defined]
+    assert 1e-4 < apart < 0.7
+
+
+def test_one_chunk_of_all_steps_is_back_propagation() -> None:
+    here = world(12)
+    ours = learner(trace(12), depth=2)
+    for t in range(12):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        record = learn(ours, answer)
+    assert record.outcome == "updated" and ours.updates == 1
+    compare(ours, here, ("-",))
+
+
+def test_immediate_derivatives_are_traces_that_are_dropped() -> None:
+    """A12: a window of one step, and traces that nothing is carried in."""
+    here, found = world(9), []
+    for rule in (immediate(), trace(1, policy=dict.fromkeys(("conv", "linear_x", "lru"), "instant"))):
+        ours = learner(rule, depth=2)
+        for t in range(9):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            ours.predict(question)
+            learn(ours, answer)
+        found.append(ours.optimizer.total)  # type: ignore[attr-defined]
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_questions_about_some_streams(chunk: int) -> None:
+    here = world(8, streams=3)
+    ours = learner(trace(chunk, policy=WHOLE), streams=3)
+    at = [0, 0, 0]
+    for time, rows in enumerate([[0], [2, 1], [1], [0, 2], [2], [0, 1, 2], [1, 0]] * 3):
+        start = at[rows[0]]
+        rows = [row for row in rows if at[row] == start and start < 8]
+        if not rows:
+            continue
+        question, answer = asked(here, rows, start, start + 1, time)
+        ours.predict(question)
+        learn(ours, answer)
+        for row in rows:
+            at[row] += 1
+    for row in range(3):  # to the end of each
+        question, answer = asked(here, [row], at[row], 8, 100 + row)
+        if at[row] < 8:
+            ours.predict(question)
+            learn(ours, answer)
+    if ours._due:
+        question, answer = asked(world(8, streams=3, seed=99), [0, 1, 2], 0, 8, 999)
+        ours.predict(question)
+        learn(ours, answer._replace(learn_mask=answer.learn_mask & False))
+    compare(ours, here)
+
+
+def test_missing_answers_move_the_border_and_teach_nothing() -> None:
+    here = world(12)
+    here[3][:] = True
+    known = torch.tensor([True, False, True, True, False, False] * 2)
+    ours = learner(trace(2, policy=WHOLE))
+    for t in range(12):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        learn(ours, answer._replace(learn_mask=answer.learn_mask & known[t]))
+    assert not ours._asked and not ours._due
+    x, targets, reset, _ = here
+    output, _ = ours.model(x, ours.model.init_state(2), reset=reset)
+    loss = ours.model.nats(output[:, known], targets[:, known]).sum()  # type: ignore[operator]
+    names = dict(ours.model.named_parameters())
+    for name, gradient in zip(names, torch.autograd.grad(loss, list(names.values())), strict=True):
+        if not name.startswith(FED):
+            found = ours.optimizer.total[name]  # type: ignore[attr-defined]
+            torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-11, msg=name)
+
+
+def test_a_question_that_nobody_answers_is_waited_for_only_so_long() -> None:
+    here = world(60)
+    ours = learner(trace(2), remember=8)
+    most = 0
+    for t in range(60):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        if t != 5:
+            learn(ours, answer)
+        most = max(most, len(ours._asked))
+    assert most <= 10 and ours.forgotten == 1 and ours.updates > 20
+    assert ours.learn(asked(here, [0, 1], 5, 6, 5)[1]).outcome == "forgotten"
+    silent = learner(trace(2), remember=8)
+    for t in range(60):
+        silent.predict(asked(here, [0, 1], t, t + 1, t)[0])
+        assert len(silent._asked) <= 10
+    assert silent.traces is not None and silent.traces.values
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_bytes_are_known_before_and_stay(chunk: int) -> None:
+    """A11."""
+    ours = learner(trace(chunk))
+    here = world(48)
+    sizes = set()
+    for t in range(48):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        learn(ours, answer)
+        if t >= 20:
+            assert ours.traces is not None
+            sizes.add((ours.traces.nbytes(), len(ours._asked) if t % chunk == chunk - 1 else 0))
+    assert sizes == {(trace_bytes(ours.model, trace(chunk), 2), 0)}
+
+
+def traced_life() -> Life:
+    stream = late(Signs(70))
+    with seeded(0):
+        net = SequenceClassifier(3, 2, width=4, depth=2)
+    ours = Learner(net, adamw(net, 1e-2), trace(4), streams=2)
+    return Life(learner=ours, stream=stream, scores=scores())
+
+
+def test_a_saved_and_a_forked_life_go_on_to_the_same_bits(tmp_path: Any) -> None:
+    this = traced_life()
+    run(this, 37)
+    assert this.learner.traces.values and this.learner._due
+    this.save(tmp_path)
+    twin, other = this.fork(), traced_life()
+    other.load(tmp_path)
+    assert this.diff(twin) == this.diff(other) == []
+    records = [run(one) for one in (this, twin, other)]
+    assert records[0] == records[1] == records[2] and len(records[0]) > 20
+    assert this.diff(twin) == this.diff(other) == []
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_but_the_border() -> None:
+    here, nats = world(8), model().nats
+    here[3][:] = True
+    factors = [1.0] * 4 + [math.nan] + [1.0] * 3
+    loss = lambda output, answer: nats(output, answer.targets).mean() * factors[answer.time]  # noqa: E731
+    ours, other = learner(trace(1, policy=WHOLE), loss=loss), learner(trace(1, policy=WHOLE))
+    outcomes = []
+    for t in range(8):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        for each in (ours, other):
+            each.predict(question)
+        outcomes.append(learn(ours, answer).outcome)
+        learn(other, answer)
+    assert outcomes == ["updated"] * 4 + ["non-finite loss"] + ["updated"] * 3
+    assert ours.traces is not None and other.traces is not None
+    for part, e in ours.traces.values["stack.blocks.0.mixer"].items():
+        assert e.equal(other.traces.values["stack.blocks.0.mixer"][part])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "kept"])
+def test_it_learns_with_any_optimizer_and_keeper_and_recomputed_memory(kind: str) -> None:
+    here = world(60)
+    net = model(2)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01) if kind == "sgd" else adamw(net, 1e-2)
+    keep = [Replay(20, 2), Isometry(every=9)] if kind == "kept" else []
+    if kind == "kept":
+        optimizer = normalize_and_project(optimizer, net)
+    ours = Learner(net, optimizer, trace(4, every=2), keep, streams=2, after_update="recompute")
+    for t in range(60):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        ours.learn(answer)
+        assert ours.memory_error() < 1e-6
+    assert ours.updates > 30
+
+
+def test_a_loss_of_ones_own_and_many_passes() -> None:
+    here, found = world(12), []
+    pairs = [asked(here, [0, 1], t, t + 4, t) for t in (0, 4, 8)]
+    nats = model().nats
+    for loss in (None, lambda output, answer: nats(output, answer.targets)[answer.learn_mask].mean()):
+        ours = learner(trace(3, policy=WHOLE), loss=loss)
+        for record in fit(ours, pairs, passes=2):
+            assert record.outcome == "updated"
+        found.append(ours.optimizer.last)  # type: ignore[attr-defined]
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_new_streams_have_traces_of_nothing() -> None:
+    here = world(6, streams=3)
+    ours = learner(trace(1, policy=WHOLE))
+    for t in range(6):
+        rows = [0, 1] if t < 3 else [0, 1, 2]
+        if t == 3:
+            ours.grow(3)
+        question, answer = asked(here, rows, t, t + 1, t)
+        ours.predict(question)
+        learn(ours, answer)
+    here[2][2, 3] = True
+    for part in here[1:2]:
+        assert part.shape == (3, 6)
+    here[3][2, :3] = False
+    compare(ours, here)
+
+
+@contextmanager
+def refused(words: str) -> Iterator[None]:
+    with pytest.raises(UsageError, match=words):
+        yield
+
+
+def test_what_cannot_be_traced_is_refused() -> None:
+    with refused("chunk is 0"):
+        trace(0)
+    with refused("every is 0"):
+        trace(every=0)
+    with refused("no layer of SequenceClassifier has traces"):
+        learner(trace(), mixer="MLSTM")
+    with refused("the policy names lstm"):
+        learner(trace(policy={"lstm": "own"}))
+    with refused("GatedLRU has no 'own' traces of lru.decay"):
+        learner(trace(policy={"lru": "own"}))
+    with refused("is called twice"):
+        twice = model(2)
+        twice.stack.blocks[1].mixer = twice.stack.blocks[0].mixer
+        ours = Learner(twice, torch.optim.SGD(twice.parameters(), 0.1), trace(1), streams=2)
+        question, answer = asked(world(1), [0, 1], 0, 1, 0)
+        ours.predict(question)
+        ours.learn(answer)
+
+
+def test_frozen_layers_have_no_traces_and_pass_errors_on() -> None:
+    here = world(10)
+    plain, frozen = learner(trace(1, policy=WHOLE), depth=2), model(2)
+    frozen.stack.blocks[1].requires_grad_(False)
+    ours = Learner(frozen, Sum(frozen), trace(1, policy=WHOLE), streams=2, clip_norm=None)
+    for each in (ours, plain):
+        for t in range(10):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            each.predict(question)
+            learn(each, answer)
+    assert ours.traces is not None and not ours.traces.values["stack.blocks.1.mixer"]
+    name = "stack.blocks.0.mixer.lru.decay"
+    assert ours.optimizer.total[name].equal(plain.optimizer.total[name])  # type: ignore[attr-defined]
+
+
+def test_rules_are_values() -> None:
+    assert trace(4) == Trace(4) and trace(policy={"conv": "own"}).policy == (("conv", "own"),)
+    assert immediate() == bptt(1)

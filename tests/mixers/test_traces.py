@@ -1,0 +1,289 @@
+"""Traces of mixers: with the gradient of the state at each border they give the gradient through the whole past."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pliant.core import leaves, seeded
+from pliant.core.state import map_state
+from pliant.mixers import LRU, RGLRU, S6, GatedLRU, SequenceMixer
+
+EXACT = {
+    "RGLRU": (lambda: RGLRU(6, 2), {}, ()),
+    "GatedLRU": (lambda: GatedLRU(4, 6, 2, 3), {"linear_x": "exact"}, ()),
+    "GatedLRU, one tap": (lambda: GatedLRU(4, conv_width=1), {"linear_x": "exact"}, ()),
+    "LRU": (lambda: LRU(3, 4), {}, ()),
+    "S6": (lambda: S6(3, state_size=2), {"linear_select": "exact"}, ("conv_", "linear_in.")),
+}
+"""How to make it, kinds of traces, and beginnings of the names of parameters that have none that are exact."""
+
+
+def made(name: str) -> tuple[SequenceMixer, dict[str, str], tuple[str, ...]]:
+    make, kinds, others = EXACT[name]
+    with seeded(3):
+        mixer = make().double()
+        for p in mixer.parameters():  # away from where biases are zero
+            p.data.add_(0.1 * torch.randn_like(p))
+    return mixer, kinds, others
+
+
+def whole(mixer: SequenceMixer, x: Tensor, weight: Tensor, reset: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    y, _ = mixer(x, reset=reset, mask=mask)
+    names = dict(mixer.named_parameters())
+    return dict(
+        zip(names, torch.autograd.grad(reaching(y * weight, *names.values()), list(names.values())), strict=True)
+    )
+
+
+def reaching(y: Tensor, *others: Tensor) -> Tensor:
+    """The sum of y, with a gradient of zero for what it does not depend on."""
+    return y.sum() + sum(0 * other.sum() for other in others)
+
+
+def by_traces(
+    mixer: SequenceMixer, kinds: Mapping[str, str], x: Tensor, weight: Tensor, reset: Tensor, mask: Tensor,
+    lengths: Sequence[int], carry: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:  # fmt: skip
+    """The same gradients chunk by chunk, the last traces and the last state."""
+    names = dict(mixer.named_parameters())
+    found = {name: torch.zeros_like(p) for name, p in names.items()}
+    state, traces, t = mixer.init_state(x.shape[0], tuple(x.shape[2:-1])), None, 0
+    for length in lengths:
+        part = slice(t, t + length)
+        t += length
+        state = map_state(lambda leaf: leaf.requires_grad_() if leaf.is_floating_point() else leaf, state)
+        y, after = mixer(x[:, part], state, reset=reset[:, part], mask=mask[:, part])
+        ends = [leaf for _, leaf in leaves(state) if leaf.requires_grad]
+        gradients = torch.autograd.grad(reaching(y * weight[:, part], *names.values(), *ends), [*names.values(), *ends])
+        for name, gradient in zip(names, gradients, strict=False):
+            found[name] += gradient
+        left = iter(gradients[len(names) :])
+        dstate = map_state(lambda leaf: next(left) if leaf.requires_grad else leaf, state)  # noqa: B023
+        state = map_state(Tensor.detach, state)
+        with torch.no_grad():
+            if traces is not None and carry:
+                for name, gradient in mixer.trace_gradients(traces, state, dstate).items():
+                    found[name] += gradient
+            flags = {"reset": reset[:, part], "mask": mask[:, part]}
+            traces = mixer.advance_traces(traces, x[:, part], state, kinds, **flags)
+        state = map_state(Tensor.detach, after)
+    assert traces is not None
+    return found, traces, state
+
+
+def apart(one: Tensor, two: Tensor) -> float:
+    return float((one - two).abs().amax() / two.abs().amax().clamp(min=1e-12)) if two.numel() else 0.0
+
+
+@st.composite
+def chunked(draw: st.DrawFn) -> tuple[list[int], Tensor, Tensor, tuple[int, ...]]:
+    lengths = draw(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+    shape = (2, sum(lengths))
+    flags = draw(st.lists(st.integers(0, 9), min_size=math.prod(shape), max_size=math.prod(shape)))
+    drawn = torch.tensor(flags, dtype=torch.int64).reshape(shape)
+    return lengths, drawn == 0, drawn < 8, draw(st.sampled_from([(), (2,)]))
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(case=chunked())
+@settings(max_examples=8, deadline=None)
+def test_any_chunks_give_the_gradient_through_the_whole_past(name: str, case: Any) -> None:
+    lengths, reset, mask, extra = case
+    mixer, kinds, others = made(name)
+    random = torch.Generator().manual_seed(len(lengths))
+    x = torch.randn(*reset.shape, *extra, mixer.width, generator=random, dtype=torch.float64)
+    weight = torch.randn(x.shape, generator=random, dtype=torch.float64)
+    expected = whole(mixer, x, weight, reset, mask)
+    found, _, _ = by_traces(mixer, kinds, x, weight, reset, mask, lengths)
+    for name, gradient in expected.items():
+        if not name.startswith(others or ("-",)):
+            assert torch.allclose(found[name], gradient, rtol=1e-10, atol=1e-12), name
+
+
+def run(name: str, steps: int = 60, lengths: Sequence[int] | None = None, **options: Any) -> Any:
+    mixer, kinds, _ = made(name)
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, steps, mixer.width, generator=random, dtype=torch.float64)
+    weight = torch.randn(x.shape, generator=random, dtype=torch.float64)
+    reset, mask = torch.zeros(1, steps, dtype=torch.bool), torch.ones(1, steps, dtype=torch.bool)
+    return by_traces(mixer, kinds, x, weight, reset, mask, lengths or [1] * steps, **options)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_chunks_give_what_single_steps_give_also_where_traces_are_no_more_than_own(name: str) -> None:
+    steps = run(name)
+    for length in (7, 16, 60):
+        chunks = run(name, lengths=[*[length] * (60 // length), 60 % length])
+        for part, e in steps[1].items():
+            assert apart(chunks[1][part], e) < 1e-12, (length, part)
+
+
+def test_without_what_is_carried_the_gradient_is_another() -> None:
+    """A6: at a ring of 0.9 and chunks of 8."""
+    one, two = (run("RGLRU", lengths=[8] * 7 + [4], carry=carry)[0]["decay"] for carry in (True, False))
+    assert torch.cosine_similarity(one, two, dim=0) < 0.99
+
+
+def unit() -> RGLRU:
+    """The unit of online-gradients.md A2."""
+    with seeded(0):
+        unit = RGLRU(2).double()
+    values = {
+        "decay": [-2.0, -4.0],
+        "input_gate.weight": [[[0.5, -0.25], [0.1, 0.3]]],
+        "input_gate.bias": [[0.2, -0.1]],
+        "decay_gate.weight": [[[-0.4, 0.6], [0.2, -0.3]]],
+        "decay_gate.bias": [[0.1, 0.4]],
+    }
+    unit.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    return unit
+
+
+def of_unit(lengths: Sequence[int], carry: bool = True) -> Any:
+    x = torch.tensor([[[1, 2], [-1, 0.5], [0.25, -3], [2, 1]]], dtype=torch.float64)
+    reset, mask = torch.tensor([[True, False, False, False]]), torch.ones(1, 4, dtype=torch.bool)
+    return by_traces(unit(), {}, x, torch.ones_like(x), reset, mask, lengths, carry)
+
+
+def close(found: Tensor, expected: Any) -> None:
+    torch.testing.assert_close(
+        found, torch.tensor(expected, dtype=torch.float64).reshape(found.shape), rtol=0, atol=2e-10
+    )
+
+
+@pytest.mark.parametrize("lengths", [[1] * 4, [3, 1], [4]])
+def test_values_computed_elsewhere(lengths: list[int]) -> None:
+    """A2 and A3."""
+    found, traces, state = of_unit(lengths)
+    close(state.h, [1.2094251541, 0.7939870998])
+    close(traces["decay"], [0.2099847342, -0.2426063861])
+    close(traces["decay_gate.bias"], [0.1820832243, -0.0517993438])
+    close(traces["input_gate.bias"], [0.2274989646, 0.2768518535])
+    close(traces["decay_gate.weight"], [[0.5074246019, 0.0039090442], [0.1533357535, 0.1404079009]])
+    close(traces["input_gate.weight"], [[0.6510313795, 0.4974756099], [0.2062332641, 1.5637991201]])
+    close(found["decay"], [-0.2898515578, -0.5512412406])
+    close(found["decay_gate.bias"], [0.0028853937, -0.1245317753])
+    close(found["input_gate.bias"], [0.3017126762, 1.4603638739])
+
+
+def test_immediate_derivatives_can_have_the_other_sign() -> None:
+    """A3."""
+    found, _, _ = of_unit([1] * 4, carry=False)
+    close(found["decay"], [0.0558914919, -0.2759436731])
+    close(found["input_gate.bias"], [0.2861975486, 0.3816463834])
+
+
+def test_a_reset_leaves_traces_of_the_input_gate_alone_and_no_other_stream_changed() -> None:
+    """A4."""
+    mixer = unit()
+    state = mixer.init_state(2)
+    x = torch.randn(2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = mixer.advance_traces(None, x, state)
+    reset = torch.tensor([[False], [True]])
+    after, other = (mixer.advance_traces(before, x[:, :1], mixer(x)[1], reset=flag) for flag in (reset, reset & False))
+    for name, e in after.items():
+        assert e[0].equal(other[name][0]) and not e[1].equal(other[name][1])
+        assert (name.startswith("input_gate")) == bool(e[1].any())
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_streams_are_traced_for_themselves(name: str) -> None:
+    """A14."""
+    mixer, kinds, _ = made(name)
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 6, mixer.width, generator=random, dtype=torch.float64)
+    flags = {"reset": torch.rand(3, 6, generator=random) < 0.2, "mask": torch.rand(3, 6, generator=random) < 0.8}
+    together = by_traces(mixer, kinds, x, torch.ones_like(x), *flags.values(), [2, 4])
+    alone = [by_traces(mixer, kinds, *(part[b : b + 1] for part in (x, torch.ones_like(x), *flags.values())), [2, 4])
+             for b in range(3)]  # fmt: skip
+    for part, e in together[0].items():
+        assert apart(e, sum(one[0][part] for one in alone)) < 1e-12
+    for part, e in together[1].items():
+        torch.testing.assert_close(e, torch.cat([one[1][part] for one in alone]), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_is_not_finite_ends_at_a_reset(name: str) -> None:
+    mixer, kinds, _ = made(name)
+    x = torch.randn(2, 6, mixer.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reset = torch.zeros(2, 6, dtype=torch.bool)
+    reset[0, 3] = True
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[:, 4] = False
+    clean = mixer.advance_traces(None, x[:1, [3, 5]], mixer.init_state(1), kinds)
+    x[0, 2], x[:, 4] = math.inf, math.nan
+    past = mixer.advance_traces(None, x[:, :2], mixer.init_state(2), kinds)
+    spoiled = {part: torch.full_like(e, math.nan) for part, e in past.items()}
+    found = mixer.advance_traces(spoiled, x, mixer.init_state(2), kinds, reset=reset, mask=mask)
+    for part, e in clean.items():
+        torch.testing.assert_close(found[part][:1], e, rtol=1e-12, atol=1e-14)
+
+
+def test_the_slope_of_the_root_is_bounded_in_traces_as_it_is_on_the_way_back() -> None:
+    with seeded(0):
+        mixer = RGLRU(4, 2).double()
+    mixer.decay.data.fill_(-20.0)
+    x = torch.randn(2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    reset, mask = torch.zeros(2, 9, dtype=torch.bool), torch.ones(2, 9, dtype=torch.bool)
+    expected = whole(mixer, x, torch.ones_like(x), reset, mask)
+    found, _, _ = by_traces(mixer, {}, x, torch.ones_like(x), reset, mask, [1] * 9)
+    for name, gradient in expected.items():
+        assert apart(found[name], gradient) < 1e-12, name
+
+
+def test_a_rotating_state_has_the_derivatives_computed_elsewhere() -> None:
+    """A8."""
+    with seeded(0):
+        mixer = LRU(1, 1).double()
+    values = {"log_decay": [math.log(0.2)], "log_phase": [math.log(0.7)], "log_gain": [math.log(0.5)],
+              "weight_in": [[[1.0]], [[-0.5]]], "weight_out": [[[0.3]], [[0.8]]], "skip": [0.0]}  # fmt: skip
+    mixer.load_state_dict({name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
+    x = torch.tensor([[[1.0], [-2.0], [0.5]]], dtype=torch.float64)
+    last = torch.tensor([[[0.0], [0.0], [1.0]]], dtype=torch.float64)
+    no, yes = torch.zeros(1, 3, dtype=torch.bool), torch.ones(1, 3, dtype=torch.bool)
+    assert abs(float(mixer(x)[0][0, 2, 0].detach()) + 0.0953111792) < 1e-9
+    found, _, _ = by_traces(mixer, {}, x, last, no, yes, [1, 1, 1])
+    close(found["log_decay"], [0.0890238051])
+    close(found["log_phase"], [0.1678500045])
+    close(found["weight_in"], [0.0619558939, 0.3145341462])
+
+
+def numbers(make: Callable[[], SequenceMixer], kinds: Mapping[str, str] | None = None) -> dict[str, int]:
+    """Numbers in the traces of one stream."""
+    with seeded(0):
+        mixer = make()
+    x = torch.zeros(1, 0, mixer.width)
+    return {name: e.numel() for name, e in mixer.advance_traces(None, x, mixer.init_state(1), kinds).items()}
+
+
+def test_sizes_are_those_that_were_promised() -> None:
+    """A11, and the table of online-gradients.md 2.1."""
+    for width, heads, expected in ((768, 12, 100_608), (1536, 12, 397_824), (256, 4, 33_536)):
+        assert sum(numbers(lambda: RGLRU(width, heads)).values()) == expected  # noqa: B023
+    block = numbers(lambda: GatedLRU(768, num_heads=12))
+    assert block["conv_weight"] + block["conv_bias"] == 245_760
+    assert block["linear_x.weight"] == 768 * 768
+    assert sum(numbers(lambda: LRU(128, 64)).values()) == 2 * (64 * 128 + 64)
+    assert numbers(lambda: LRU(8, 4), {"weight_in": "instant", "log_phase": "instant"}).keys() == {"eigenvalues"}
+    none = dict.fromkeys(made("GatedLRU")[0].traceable(), "instant")
+    assert not numbers(lambda: GatedLRU(4), none)
+
+
+def test_own_is_most_of_what_flows_through_the_input_map() -> None:
+    """online-gradients.md 2.2: better than nothing by far, not all of it."""
+    with seeded(1):
+        mixer = GatedLRU(6, 8, 2).double()
+    x = torch.randn(2, 60, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    no, yes = torch.zeros(2, 60, dtype=torch.bool), torch.ones(2, 60, dtype=torch.bool)
+    expected = whole(mixer, x, weight, no, yes)["linear_x.weight"].flatten()
+    found = {kind: by_traces(mixer, {"linear_x": kind}, x, weight, no, yes, [1] * 60)[0]["linear_x.weight"].flatten()
+             for kind in ("exact", "own", "instant")}  # fmt: skip
+    cosines = {kind: float(torch.cosine_similarity(g, expected, dim=0)) for kind, g in found.items()}
+    assert cosines["exact"] > 1 - 1e-12 and 0.9 < cosines["own"] < 1 and cosines["instant"] < cosines["own"] - 0.05
