@@ -72,6 +72,10 @@ def test_check_11_parameters_and_split() -> None:
     assert all((row[0] + row[2]) % 117 == total
                for row, total in zip(data.test[:50].tolist(), data.test_sums[:50].tolist(), strict=True))  # fmt: skip
     assert set(model.roles().values()) == {Role.EMBEDDING, Role.MATRIX, Role.HEAD}
+    with seeded(0):
+        normed = Transformer(59, width=64, normed=True)
+    assert sum(role is Role.GAIN for role in normed.roles().values()) == 3
+    assert normed(data.test[:2] % 59).shape == (2, 59)
 
 
 def test_twenty_updates_of_the_published_configuration() -> None:
@@ -96,6 +100,10 @@ def test_the_judge_reads_when_the_test_was_right() -> None:
     assert [claim.verdict for claim in claims] == ["reproduced"] * 3
     assert claims[0].spread == "at least 4.0 to 4.0 times" and "at least 4.0 times" in claims[0].ours
     assert claims[2].ours.startswith("750, 750, 750 steps after")
+    small = [t for t in trials("ten") if t.name in ("normed", "scale decayed")]
+    rows += [(trial, fast if trial.name == "scale decayed" else slow) for trial in small]
+    assert judge(rows)[3].verdict == "direction only"
+    assert "1,000, 1,000, 1,000 steps if they decay; test accuracy 0.07 at most" in judge(rows)[3].ours
     rows[0] = (rows[0][0], slow)
     assert judge(rows)[0].verdict == "not reproduced"
 
@@ -104,7 +112,7 @@ def test_the_command_says_what_it_would_run(capsys: pytest.CaptureFixture[str]) 
     assert main(["reproduce", "grokking", "--scale", "minute", "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 trials, about 40 seconds\n")
     assert main(["reproduce", "grokking", "--dry-run", "--json", "--scale", "paper"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["trials"]) == 12
+    assert len(json.loads(capsys.readouterr().out)["trials"]) == 18
     assert main(["reproduce", "groking"]) == 2
     assert "did you mean 'grokking'?" in capsys.readouterr().err
 
@@ -113,10 +121,21 @@ def test_the_command_says_what_it_would_run(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.timeout(3600)
 def test_check_12_and_13_grokking_early_late_and_on_demand(tmp_path: Path) -> None:
     found = reproduce(GROKKING, "ten", tmp_path)
-    early, decayed, on_demand = found["claims"]
+    early, decayed, on_demand, _ = found["claims"]
     assert early["verdict"] == decayed["verdict"] == "reproduced"
     # One seed of three needs more than the 1,500 steps after the rise of the rate (docs/results/grokking.json).
     assert on_demand["ours"].count("never") <= 1
+
+
+@pytest.mark.slow
+def test_check_14_with_norms_and_projection_it_takes_decay_of_gains() -> None:
+    def found(name: str) -> Result:
+        (trial,) = (trial for trial in trials("ten") if trial.name == name and trial.seed == 0)
+        return run(trial, lambda share, word: None)
+
+    decayed, free = found("scale decayed"), found("normed")
+    assert steps_to(decayed) < math.inf
+    assert max(free["accuracy"]) < 0.5 < 0.95 <= max(decayed["accuracy"])
 
 
 def test_trials_may_depend_on_the_results_of_the_first(tmp_path: Path) -> None:
