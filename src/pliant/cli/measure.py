@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pliant.cli import perplexity
+from pliant.cli import dispersion, perplexity
 from pliant.cli.arguments import Misuse, choose, parse, require
 
 
@@ -176,6 +176,7 @@ def _turns(options: PlasticityOptions) -> Any:
 
 
 KINDS = {
+    "dispersion": (dispersion.command, "how sharp the heads of a model are, and up to what length they can be"),
     "health": (_health, "whether a model can still learn"),
     "perplexity": (perplexity.command, "whether perplexity picks the model that is right, over texts or logged tasks"),
     "plasticity": (_plasticity, "how much what an agent sees shapes what it does, in bits; and the other way round"),
