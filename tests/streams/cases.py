@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pliant.streams import Stream, digits, drift
+from pliant.streams import Stream, digits, drift, listops
 from tests.learn.worlds import Signs, items
 
 QUESTIONS = 40
@@ -27,6 +27,7 @@ CASES = (
     Case("signs", lambda: Signs(QUESTIONS), lambda s: s),
     Case("digits by row", lambda: digits(batch=3, questions=QUESTIONS), lambda s: s),
     Case("digits by pixel", lambda: digits(by="pixel", batch=3, questions=QUESTIONS, images=50), lambda s: s),
+    Case("listops", lambda: listops(batch=3, questions=QUESTIONS, min_length=5, max_length=20), lambda s: s),
     Case("permute", small, lambda s: drift.permute(s, every=30, seed=1)),
     Case("permute, returning", small, lambda s: drift.permute(s, every=30, returning=2, seed=1)),
     Case("relabel", small, lambda s: drift.relabel(s, every=30, seed=1)),
