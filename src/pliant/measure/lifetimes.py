@@ -93,8 +93,10 @@ class Lifetimes:
 
     @cached_property
     def _counts(self) -> "_Counts":
-        rows, counts = np.unique(np.concatenate([self.actions, self.observations], 1), axis=0, return_counts=True)
-        return _Counts(prefixes(rows[:, : self.n]), prefixes(rows[:, self.n :]), counts)
+        a, o = prefixes(self.actions), prefixes(self.observations)
+        alike = a[-1] * (int(o[-1].max()) + 1) + o[-1]
+        _, first, counts = np.unique(alike, return_index=True, return_counts=True)
+        return _Counts([ids[first] for ids in a], [ids[first] for ids in o], counts)
 
 
 def check_symbols(called: str, name: str, symbols: np.ndarray, size: int) -> None:
