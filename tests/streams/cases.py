@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pliant.streams import Stream, digits, drift, listops
+from pliant.streams import Stream, digits, drift, listops, pathfinder
 from tests.learn.worlds import Signs, items
 
 QUESTIONS = 40
@@ -28,6 +28,11 @@ CASES = (
     Case("digits by row", lambda: digits(batch=3, questions=QUESTIONS), lambda s: s),
     Case("digits by pixel", lambda: digits(by="pixel", batch=3, questions=QUESTIONS, images=50), lambda s: s),
     Case("listops", lambda: listops(batch=3, questions=QUESTIONS, min_length=5, max_length=20), lambda s: s),
+    Case(
+        "pathfinder",
+        lambda: pathfinder(batch=2, questions=QUESTIONS, side=16, by="row", length=1, distractors=0),
+        lambda s: s,
+    ),
     Case("permute", small, lambda s: drift.permute(s, every=30, seed=1)),
     Case("permute, returning", small, lambda s: drift.permute(s, every=30, returning=2, seed=1)),
     Case("relabel", small, lambda s: drift.relabel(s, every=30, seed=1)),

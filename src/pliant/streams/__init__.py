@@ -3,6 +3,7 @@
 - `Stream`: the contract; `Passive`: a stream that nobody's output can change; `Spec`: its sizes
 - `digits`: scikit-learn's handwritten digits as sequences
 - `listops`: nested operations on digits, of the published distribution, whose value is asked for
+- `pathfinder`: pictures of contours with two marks: are they the two ends of one?
 - `series`: rows of a table, a file or a folder; `named`, `from_pairs`, `regimes`, `replay`: rows from elsewhere
 - `drift`: a module of wrappers that change a stream: `permute`, `relabel`, `redraw`, `delay`, `hide`, …
 """
@@ -11,6 +12,7 @@ from pliant.streams import drift
 from pliant.streams._digits import digits
 from pliant.streams._listops import listops
 from pliant.streams._named import from_pairs, named, regimes, replay
+from pliant.streams._pathfinder import pathfinder
 from pliant.streams._series import Series, series
 from pliant.streams.base import Passive, Spec, Stream
 
@@ -24,6 +26,7 @@ __all__ = [
     "from_pairs",
     "listops",
     "named",
+    "pathfinder",
     "regimes",
     "replay",
     "series",
