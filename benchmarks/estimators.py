@@ -178,10 +178,10 @@ def _append(by: dict[str, list[Line]], shares: np.ndarray, pooled: float, inside
 
 HEAD = """# Estimates against exact values
 
-Written by `python benchmarks/estimators.py --draw` from `docs/results/estimators.jsonl`. Systems whose law is known live
-many times; each row is 400 trials. *Plain* is what frequencies say, *corrected* the jackknife, both as bias: mean less
-truth, in bits. *Enough* is the share of trials with the verdict "enough lifetimes", *held* how many of these had the
-truth in their 95 % interval.
+Written by `python benchmarks/estimators.py --draw` from `docs/results/estimators.jsonl`. Systems whose law is known
+live many times; each row is 400 trials. *Plain* is what frequencies say, *corrected* the jackknife, both as bias: mean
+less truth, in bits. *Enough* is the share of trials with the verdict "enough lifetimes", *held* how many of these had
+the truth in their 95 % interval.
 
 Where there were enough, intervals held the truth in {pooled:.1%} of all trials, and in {low:.1%} to {high:.1%} of those
 of one row; {inside} of {places} rows lie within 92 to 98 %, where chance alone moves a row by 1.1 points. Rows in which
