@@ -14,8 +14,10 @@ from torch import Tensor
 from pliant.core import Answer, Question, UsageError, seeded
 from pliant.learn import Learner, Life, Trace, bptt, fit, immediate, trace, trace_bytes
 from pliant.models import SequenceClassifier
+from pliant.models.table import TableModel
 from pliant.optim import Isometry, Replay, adamw, normalize_and_project
 from tests.learn.worlds import Signs, late, run, scores
+from tests.streams.test_series import world as table
 
 FED = ("embed.", "stack.blocks.0.mixer_norm.")
 """What feeds the recurrence of the first block, by which gradients end at borders."""
@@ -399,3 +401,59 @@ def test_frozen_layers_have_no_traces_and_pass_errors_on() -> None:
 def test_rules_are_values() -> None:
     assert trace(4) == Trace(4) and trace(policy={"conv": "own"}).policy == (("conv", "own"),)
     assert immediate() == bptt(1)
+
+
+@pytest.mark.parametrize(("chunk", "every", "some"), [(1, None, False), (4, 2, False), (3, None, True)])
+def test_a_single_pass_has_the_traces_of_all_layers(chunk: int, every: int | None, some: bool) -> None:
+    """The fast form is the readable one, but for rounding: parameters after a life, and traces."""
+    here, lives = world(20), []
+    for quick in (True, False):
+        net = model(2, num_heads=2)
+        ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(chunk, every=every), streams=2)
+        assert ours.traces is not None
+        ours.traces._at_once = quick
+        for t in range(20):
+            question, answer = asked(here, [t % 2] if some and t % 3 else [0, 1], t, t + 1, t)
+            ours.predict(question)
+            ours.learn(answer)
+        assert ours.traces._at_once == quick and ours.updates > 4
+        lives.append(ours)
+    for one, two in zip(lives[0].model.parameters(), lives[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    for name, traces in lives[1].traces.values.items():
+        for part, e in traces.items():
+            torch.testing.assert_close(lives[0].traces.values[name][part], e, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_a_table_is_learned_by_traces_without_autograd(groups: int) -> None:
+    here, lives = table(40, 1, 2, 0, groups, seed=5, missing=0.2), []
+    for quick in (True, False):
+        stream = here.stream()
+        with seeded(0):
+            net = TableModel(here.source.columns, width=8, depth=2).double()
+        ours = Learner(net, adamw(net, 1e-2), trace(4), streams=stream.streams)
+        assert ours.traces is not None
+        ours.traces._at_once = quick
+        said = []
+        while batch := stream.send(None):
+            for answer in batch.answers:
+                ours.learn(answer)
+            if batch.question is not None:
+                said.append(ours.predict(batch.question))
+        assert ours.traces._at_once == quick and ours.updates > 5
+        lives.append(said)
+    for one, two in zip(*lives, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
+
+
+def test_a_layer_that_somebody_listens_to_is_called() -> None:
+    here, net = world(6), model(2)
+    ours = Learner(net, adamw(net, 1e-2), trace(2), streams=2)
+    heard: list[int] = []
+    net.stack.blocks[0].mixer.linear_x.register_forward_hook(lambda *_: heard.append(1))
+    for t in range(6):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        ours.learn(answer)
+    assert ours.updates == 3 and len(heard) > 6

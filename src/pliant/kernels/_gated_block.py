@@ -17,7 +17,7 @@ is in `_stack_pass`; here is what it reads and keeps, and its place in autograd.
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pliant.kernels._stack_pass import backward_pass, constants_of, forward_pass
+from pliant.kernels._traces_pass import NAMES, advance_pass, credit_pass
 
 MAX_ROWS = 1024
 MAX_WORK = 1 << 16
@@ -141,6 +142,8 @@ class Sink:
         self.flat: Tensor | None = None
         self.parts: tuple[Tensor, ...] = ()
         self.names: frozenset[int] = frozenset()
+        self.taken: list[Taken] | None = None
+        """Passes whose gradients were taken, if somebody wants to know."""
 
     def __reduce__(self) -> Any:
         return Sink, ()
@@ -186,6 +189,8 @@ class Sink:
         weights = call.weights
         flat, placed = self.buffer(weights)
         dx, states = call.backward(dy, dstates, flat)
+        if self.taken is not None and placed:
+            self.taken.append(Taken(call, flat, states))
         if not placed:
             parts = torch._utils._unflatten_dense_tensors(flat, weights.parameters)
             for p, part in zip(weights.parameters, parts, strict=True):
@@ -198,6 +203,41 @@ class Sink:
         owners = torch._C._storage_Use_Count(self.flat.untyped_storage()._cdata)
         # The storage for `flat`, itself here, and each part; a part for the tuple and this call.
         return owners <= len(self.parts) + 2 and max(map(sys.getrefcount, self.parts)) <= 2
+
+
+class Taken(NamedTuple):
+    """A pass with its gradients: of parameters in `flat`, of conv and h before it, block after block, in `states`."""
+
+    call: "_Call"
+    flat: Tensor
+    states: list[Tensor]
+
+    def decays(self) -> list[Tensor]:
+        """The parameter Λ of each block, by which it is known whose pass this was."""
+        return list(self.call.weights.parameters[11 : 19 * self.call.weights.depth : 19])
+
+    def credit(self, traces: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add to the gradients of parameters what goes on by the traces of the states before the pass.
+
+        Args:
+            traces: of each block, contiguous, as `pliant.mixers.GatedLRU.advance_traces` makes them.
+        """
+        call = self.call
+        dconv, dh = (np.stack([part.numpy() for part in self.states[i::2]]) for i in (0, 1))
+        gradients = call.weights.offsets + self.flat.data_ptr()
+        credit_pass(call.addresses, gradients, _addresses(traces), call.weights.sizes, call.constants, dconv, dh)
+
+    def advance(self, traces: Sequence[Mapping[str, Tensor]]) -> None:
+        """Bring the traces to the states after the pass, in place."""
+        call = self.call
+        advance_pass(call.addresses, _addresses(traces), call.weights.sizes, call.constants, *call.flags, call.seen,
+                     call.source, call.work, call.first)  # fmt: skip
+
+
+def _addresses(traces: Sequence[Mapping[str, Tensor]]) -> Any:
+    parts = [each[name] for each in traces for name in NAMES]
+    assert all(map(Tensor.is_contiguous, parts))
+    return np.fromiter(map(Tensor.data_ptr, parts), np.int64, len(parts))
 
 
 _sinks = threading.local()

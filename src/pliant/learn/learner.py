@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack, take
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
-from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, joined
+from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, joined, through
 from pliant.learn.traces import Traces
 from pliant.optim import Lesson, Probe, Upkeep
 
@@ -322,17 +322,35 @@ class Learner(Predictor):
     def _descend_by_traces(self, traces: Traces, reached: list[Asked], answer: Answer) -> float:
         """The same; and the border moves on, by the parameters of the gradient, as far as nothing is waited for."""
         passing = self._passable()
-        carried = len(passing) == len(reached)
-        nats = traces.descend(self.model, reached, partial(self._loss, reached, answer=answer), carried)
+        carried, nats = len(passing) == len(reached), None
+        loss = partial(self._loss, reached, answer=answer)
+        if self._sink is not None:
+            nats = traces.quickly(self.model, reached, partial(self._in_one_pass, reached, loss), self._sink, carried)
+        if nats is None:
+            nats = traces.descend(self.model, reached, loss, carried)
         self._pass(passing, carried)
         return nats
 
-    def _at_once(self, reached: list[Asked]) -> float | None:
+    def _in_one_pass(self, reached: list[Asked], loss: Callable[[list[Tensor]], Tensor], together: Together) -> float:
+        """The loss of a pass over these questions, its gradient put where the sink says."""
+        if together.seen is not None and (nats := self._at_once(reached, together)) is not None:
+            return nats
+        assert together.inputs is not None and self._sink is not None
+        with torch.enable_grad(), self._sink:
+            parts = together.inputs, together.reset, together.mask, together.seen
+            output, _ = through(self.model, together.before, *parts)
+            total = loss(together.apart(output, reached))
+            nats = float(total.detach())
+            if math.isfinite(nats):
+                total.backward()
+        return nats
+
+    def _at_once(self, reached: list[Asked], together: Together | None = None) -> float | None:
         """As `_descend`, by a model that has a way without autograd; None if it may not be taken."""
         descend = getattr(self.model, "descend", None)
         if descend is None or self._sink is None:
             return None
-        together = self.rule.together(reached)
+        together = self.rule.together(reached) if together is None else together
         if together is None:
             return None
         told = self._told(reached) if together.places is None else self._placed(reached, together)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pliant.core import UsageError, detach, put, take
 from pliant.core.state import map_state, nbytes
+from pliant.kernels._gated_block import Sink
 from pliant.learn.rules import Asked, Together, Trace, streams_of, through
-from pliant.mixers import SequenceMixer
+from pliant.mixers import GatedLRU, SequenceMixer
 
 Values = dict[str, dict[str, Tensor]]
 """Traces by name of the mixer, then by the name that it gives them."""
@@ -47,6 +48,10 @@ class Traces:
         self.mixers = traced(model)
         self.kinds = {name: _kinds(mixer, dict(rule.policy)) for name, mixer in self.mixers.items()}
         self.values: Values = {}
+        self._at_once = all(
+            type(mixer) is GatedLRU and self.kinds[name] == mixer.kinds(None) for name, mixer in self.mixers.items()
+        )
+        """Whether the layers are such that a single pass has all of their traces."""
         _check(model, self.mixers, dict(rule.policy))
 
     def descend(
@@ -83,6 +88,59 @@ class Traces:
         if advance:
             self._keep(reached, together.rows, traces)
         return nats
+
+    def quickly(
+        self,
+        model: nn.Module,
+        reached: Sequence[Asked],
+        descend: Callable[[Together], float],
+        sink: Sink,
+        advance: bool,
+    ) -> float | None:
+        """As `descend`, by a single pass that has the traces of all layers; None, and no gradient, if there is none.
+
+        Args:
+            descend: puts the gradient of a chunk of these questions where `sink` says, and returns the loss.
+        """
+        if not self._at_once or sum(asked.steps for asked in reached) > self.rule.chunk:
+            return None
+        together = Together.of(reached, inputs=True)
+        sink.taken = []
+        try:
+            nats, taken = descend(together), sink.taken
+        finally:
+            sink.taken = None
+        if not math.isfinite(nats):
+            if advance:
+                self.carry(model, reached)
+            return nats
+        names = {id(mixer.lru.decay): name for name, mixer in self.mixers.items()}  # type: ignore[union-attr]
+        layers = [[names.get(id(decay), "") for decay in each.decays()] for each in taken]
+        if sorted(name for own in layers for name in own) != sorted(self.mixers):
+            self._at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
+            for parameter in model.parameters():
+                parameter.grad = None
+            return None
+        values = self._ready(reached, together.rows)
+        for each, own in zip(taken, layers, strict=True):
+            each.credit([values[name] for name in own])
+            if advance:
+                each.advance([values[name] for name in own])
+        if advance and together.rows is not None:
+            self._keep(reached, together.rows, values)
+        return nats
+
+    def _ready(self, reached: Sequence[Asked], rows: Tensor | None) -> Values:
+        """Traces that may be written to by their addresses; those of all streams, or a copy of those of `rows`."""
+        if not self.values:
+            streams = streams_of(reached[0].before)
+            self.values = {name: {part: e.clone() for part, e in traces.items()}
+                           for name, traces in _fresh(self, streams, ()).items()}  # fmt: skip
+        for traces in self.values.values():
+            for part, e in traces.items():
+                if not e.is_contiguous():
+                    traces[part] = e.contiguous()
+        return self._taken(rows)
 
     def carry(self, model: nn.Module, questions: Sequence[Asked]) -> None:
         """Move the border over these questions."""
