@@ -8,7 +8,7 @@ import pytest
 
 from pliant.core import UsageError
 from pliant.measure.information import Law, directed_information, empowerment, joint_law, plasticity
-from pliant.measure.lifetimes import Lifetimes, bias, estimate, prefixes, sampled
+from pliant.measure.lifetimes import CORRECTIONS, Lifetimes, bias, estimate, prefixes, sampled
 from tests.measure.systems import Literal, fair, flip, random_law, sure
 
 COINS = joint_law(fair, fair, 4)
@@ -63,6 +63,16 @@ def test_the_jackknife_leaves_out_one_life_at_a_time() -> None:
         for k in range(30)
     ]
     assert empowerment(lives.flow("jackknife")) == pytest.approx(30 * plain - 29 * np.mean(rest), abs=1e-10)
+
+
+def test_grassberger_by_its_recursion() -> None:
+    """G_1 = -γ - log 2, G_2 = 2 + G_1, G_2n+1 = G_2n, G_2n+2 = G_2n + 2 / (2n + 1)."""
+    g = [-np.euler_gamma - math.log(2)]
+    for n in range(2, 12):
+        g.append(g[-1] if n % 2 else g[-1] + 2 / (n - 1))
+    counts = np.arange(1, 12)
+    wanted = math.log(66) - float((counts * np.array(g)).sum()) / 66
+    assert CORRECTIONS["grassberger"](counts, 66) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_transfer_entropy_of_one_lag() -> None:
