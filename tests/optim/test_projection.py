@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from pliant.core import Role, UsageError, seeded
+from pliant.core import Record, Role, UsageError, seeded
 from pliant.core.rates import angle, norms
+from pliant.learn import Learner
 from pliant.mixers import GatedLRU
 from pliant.models import SequenceClassifier
 from pliant.optim import adamw, effective_rate, normalize_and_project
+from pliant.streams import digits
 
 X = torch.linspace(-2, 2, 40, dtype=torch.float64).sin().reshape(5, 8)
 Y = torch.linspace(1, 3, 10, dtype=torch.float64).reshape(5, 2)
@@ -227,6 +230,28 @@ def test_gain_and_bias_keep_their_joint_length() -> None:
     for norm in (model[1], model[4]):
         assert float(norm.bias.detach().norm()) > 0.01
         assert float(torch.cat([norm.weight, norm.bias]).detach().norm()) == pytest.approx(4.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"gains": "joint"}, {"scale_decay": 0.5}, {"hyperball": True}])
+def test_a_copy_of_a_learner_projects_its_own_parameters(options: dict[str, Any]) -> None:
+    with seeded(0):
+        model = SequenceClassifier.sized(1, 8, 10, readout="mean")
+    ours = Learner(model, normalize_and_project(adamw(model, 1e-2), model, **options))
+    stream = digits(batch=4, questions=8)
+
+    def learned(learner: Learner, first: int) -> list[Record]:
+        found = []
+        for question, answer in (stream.pair(i) for i in range(first, first + 4)):
+            learner.predict(question)
+            found.append(learner.learn(answer))
+        return found
+
+    learned(ours, 0)
+    fork, kept = copy.deepcopy(ours), copy.deepcopy(model.state_dict())
+    rest = learned(fork, 4)
+    assert all(torch.equal(p, kept[name]) for name, p in model.state_dict().items())
+    assert learned(ours, 4) == rest
+    assert all(torch.equal(p, model.state_dict()[name]) for name, p in fork.model.state_dict().items())
 
 
 def test_decay_of_what_is_projected_is_off_and_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -57,6 +57,21 @@ def upkept(upkeep: Upkeep, model: nn.Module, lr: float = 0.1) -> torch.optim.Opt
     return optimizer
 
 
+@pytest.mark.parametrize("upkeep", [TowardInit(1.0), ShrinkPerturb(0.1, 0.1), Isometry(every=1)])
+def test_what_is_frozen_stays(upkeep: Upkeep) -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    upkeep.init(model, optimizer)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)
+        before = copy.deepcopy(model)
+        upkeep.apply(model, optimizer, probe(1))
+    assert torch.equal(model[0].weight, before[0].weight) and torch.equal(model[0].bias, before[0].bias)
+    assert not torch.equal(model[2].weight, before[2].weight)
+
+
 # Re-warming
 
 

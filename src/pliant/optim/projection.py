@@ -24,7 +24,7 @@ from pliant.core.roles import roles_of
 
 logger = logging.getLogger("pliant.optim")
 
-NORM, COUNT = "projected_norms", "steps_to_projection"
+NORM, COUNT, JOINT = "projected_norms", "steps_to_projection", "joint_norms"
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
@@ -41,7 +41,7 @@ def normalize_and_project(
 ) -> Optimizer:
     """Have each step of `optimizer` end with a projection of matrices to their present norms; returns `optimizer`.
 
-    The norms stand in the optimizer's groups, so they are saved and loaded with it: a model that is made anew from
+    Norms stand in the optimizer's groups, so they are saved and loaded with it: a model that is made anew from
     another seed and then loaded is projected to the norms of the first. Decoupled weight decay of what is projected
     is switched off, since it changes no direction, and a line of the log says so. Memory: a number for each
     parameter that is projected.
@@ -74,9 +74,12 @@ def normalize_and_project(
     known = roles_of(model, roles)
     parts = {id(p): name for name, p in model.named_parameters()}
     _divide(optimizer, lambda p: known.get(parts.get(id(p), "")) in scope and p.ndim >= 2)
-    pairs = _norm_pairs(model, known, parts) if gains == "joint" else []
-    gained: list[Tensor] = [p for name, p in model.named_parameters() if known[name] is Role.GAIN]
-    joint = [float(torch.linalg.vector_norm(norms(pair))) for pair in pairs]
+    # Places, not parameters: hooks are shared with copies of the optimizer, which have parameters of their own.
+    places = {id(p): (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
+    gained = [places[id(p)] for name, p in model.named_parameters() if known[name] is Role.GAIN and id(p) in places]
+    pairs = [[places[id(p)] for p in pair] for pair in _norm_pairs(model, known, parts)
+             if gains == "joint" and all(id(p) in places for p in pair)]  # fmt: skip
+    optimizer.param_groups[0][JOINT] = [float(torch.linalg.vector_norm(norms(_at(optimizer, pair)))) for pair in pairs]
     before: list[Tensor] = []
 
     def remember(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -85,7 +88,8 @@ def normalize_and_project(
     @torch.no_grad()
     def project(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if scale_decay and gained:
-            torch._foreach_mul_(gained, 1 - optimizer.param_groups[0]["lr"] * scale_decay)
+            rates = [1 - optimizer.param_groups[g]["lr"] * scale_decay for g, _ in gained]
+            torch._foreach_mul_(_at(optimizer, gained), rates)
         for group in _projected(optimizer):
             if hyperball:
                 _shorten(group, [before.pop(0) for _ in group["params"]])
@@ -93,8 +97,8 @@ def normalize_and_project(
             if group[COUNT] <= 0:
                 group[COUNT] = every
                 _rescale(group["params"], group[NORM])
-        for pair, length in zip(pairs, joint, strict=True):
-            _rescale_together(pair, length)
+        for pair, length in zip(pairs, optimizer.param_groups[0][JOINT], strict=True):
+            _rescale_together(_at(optimizer, pair), length)
 
     for group in _projected(optimizer):
         group[COUNT] = every
@@ -125,6 +129,11 @@ def effective_rate(optimizer: torch.optim.Optimizer, model: nn.Module, *, power:
         }
     order = {name: i for i, name in enumerate(names.values())}
     return dict(sorted(found.items(), key=lambda item: order[item[0]]))
+
+
+def _at(optimizer: torch.optim.Optimizer, places: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Parameters by number of their group and place in it."""
+    return [optimizer.param_groups[g]["params"][i].detach() for g, i in places]
 
 
 def _projected(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -190,5 +199,5 @@ def _norm_pairs(model: nn.Module, roles: Mapping[str, Role], names: Mapping[int,
         own = {names[id(p)]: p for p in part.parameters(recurse=False)}
         gains = [p for name, p in own.items() if roles[name] is Role.GAIN]
         if gains and len(own) <= 2:
-            pairs.append([p.detach() for p in own.values()])
+            pairs.append(list(own.values()))
     return pairs

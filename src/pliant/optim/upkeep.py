@@ -76,13 +76,16 @@ class Rewarm(Upkeep):
 
 
 class Scoped(Upkeep):
-    """Upkeep of the parameters with some roles."""
+    """Upkeep of the parameters with some roles, of those that the optimizer moves."""
 
     scope: Collection[Role] = MIXING
 
     def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         roles = roles_of(model)
-        self.params: list[Tensor] = [p for name, p in model.named_parameters() if roles[name] in self.scope]
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        self.params: list[Tensor] = [
+            p for name, p in model.named_parameters() if roles[name] in self.scope and id(p) in moved
+        ]
         self.begin(model)
 
     @abstractmethod
