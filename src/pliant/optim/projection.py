@@ -194,7 +194,7 @@ def _multiply(tensors: Sequence[Tensor], factors: Tensor) -> None:
 
 def _norm_pairs(model: nn.Module, roles: Mapping[str, Role], names: Mapping[int, str]) -> list[list[Tensor]]:
     """Gain and bias of each module that has a gain."""
-    pairs = []
+    pairs: list[list[Tensor]] = []
     for part in model.modules():
         own = {names[id(p)]: p for p in part.parameters(recurse=False)}
         gains = [p for name, p in own.items() if roles[name] is Role.GAIN]
