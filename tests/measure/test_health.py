@@ -195,10 +195,13 @@ def test_nothing_is_left_behind() -> None:
     with seeded(0):
         model = SequenceClassifier(3, 2, width=8, depth=1)
     model.train()
+    model.stack.blocks[0].eval()
+    modes = [part.training for part in model.modules()]
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     health(model, torch.ones(2, 5, 3))
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random) and model.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [part.training for part in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 

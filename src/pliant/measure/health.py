@@ -127,7 +127,7 @@ def health(
     told = roles_of(model, roles)
     before = since if before is None else before
     then, last = ({}, {}) if since is None or before is None else (since.units, before.features)
-    training = model.training
+    modes = {part: part.training for part in model.modules()}  # a part may be frozen by its mode alone
     recurrences: dict[str, dict[str, Any]] = {}
     whole: dict[str, float] = {}
     try:
@@ -141,7 +141,8 @@ def health(
             losses = losses_of(model, inputs, targets, state, reset=reset, mask=mask, known=known, loss=loss)
             whole = _of_losses(losses, parameters_of(model))
     finally:
-        model.train(training)
+        for part, mode in modes.items():
+            part.training = mode
     said = _rows(outputs.flatten(0, -2), mask)
     if before is not None:
         whole["churn"] = churn(before.outputs, said)
