@@ -1,0 +1,217 @@
+"""What sharp attention costs; and the table of max retrieval, its figure and docs/sharp.md.
+
+python benchmarks/sharp.py overhead        # time and largest array of attention over 4,096 keys, CPU, one thread
+python benchmarks/sharp.py take FOLDER     # a finished run of pliant reproduce sharp, into docs/results/sharp.json
+python benchmarks/sharp.py page            # draw the figure and the tables of docs/sharp.md again
+
+Overhead: attention in strips with weights by softmax and by each of the others in turn, medians of processor time over
+rounds in one process; beside it the fused attention of torch, which keeps no logits.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _ledger import DOCS, append
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pliant.core import generator
+from pliant.kernels import adaptive_softmax, perplexity_softmax, sharp_attention, ssmax
+from pliant.recipes.reproduce import Trial, reproduce
+from pliant.recipes.sharp import PAPER, SHARPNESS, SIZES, mean, weightings
+from pliant.report.labels import label_ends
+from pliant.report.paint import Line, svg
+from pliant.report.style import BLUE, DASHED, DOTTED, ORANGE, PALETTE
+
+FILE, PAGE, FIGURE = DOCS / "results" / "sharp.json", DOCS / "sharp.md", DOCS / "sharp.svg"
+KEYS, SIZE, ROUNDS = 4096, 64, 15
+MOST = 1.8
+"""Times the attention with softmax."""
+
+
+def softmax(logits: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
+    return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(dim)
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "softmax": softmax, "adaptive": adaptive_softmax, "perplexity": perplexity_softmax, "ssmax": ssmax,
+}  # fmt: skip
+
+
+class Largest(TorchDispatchMode):
+    """Notes the elements of the largest tensor that is made within."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for x in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return made
+
+
+def inputs(keys: int) -> list[Tensor]:
+    random = generator(0, "overhead")
+    return [torch.randn(1, keys, SIZE, generator=random) for _ in range(3)]
+
+
+def overhead() -> dict[str, Any]:
+    """Medians of processor time in milliseconds, ratios to softmax, and the largest array of one strip."""
+    torch.set_num_threads(1)
+    q, k, v = inputs(KEYS)
+    calls: dict[str, Callable[[], Any]] = {
+        f"{name}{' causal' * causal}": partial(sharp_attention, q, k, v, way, causal=causal)
+        for causal in (False, True)
+        for name, way in WAYS.items()
+    }
+    calls["fused softmax of torch"] = partial(F.scaled_dot_product_attention, q[None], k[None], v[None])
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for round_ in range(ROUNDS + 1):
+            for name, call in calls.items():
+                began = time.process_time()
+                call()
+                if round_:  # the first compiles
+                    spent[name].append(1e3 * (time.process_time() - began))
+    found: dict[str, Any] = {f"{name}_ms": round(statistics.median(times), 2) for name, times in spent.items()}
+    for causal in ("", " causal"):
+        for name in ("adaptive", "perplexity", "ssmax"):
+            ratios = [a / b for a, b in zip(spent[name + causal], spent["softmax" + causal], strict=True)]
+            found[f"{name}{causal}_ratio"] = round(statistics.median(ratios), 3)
+    for keys in (KEYS, 4 * KEYS):
+        q, k, v = inputs(keys)
+        with torch.no_grad(), Largest() as largest:
+            sharp_attention(q[:, :256], k, v)
+            found[f"largest_array_at_{keys}_keys"] = largest.elements
+    found["whole_logits"] = (4 * KEYS) ** 2
+    return found
+
+
+def tell_overhead(found: dict[str, Any]) -> None:
+    shown = {name: found[name] for name in found if name.endswith("ratio")}
+    append(
+        f"adaptive attention takes at most {MOST} times as long as softmax in the same strips, at {KEYS:,} keys",
+        "python benchmarks/sharp.py overhead",
+        shown | {"softmax_ms": found["softmax_ms"], "adaptive_ms": found["adaptive_ms"],
+                 "fused_softmax_of_torch_ms": found["fused softmax of torch_ms"]},
+        holds=max(found["adaptive_ratio"], found["adaptive causal_ratio"]) <= MOST,
+        note="processor time, one thread, forward",
+    )  # fmt: skip
+    append(
+        "sharp attention keeps a strip of logits and no more",
+        "python benchmarks/sharp.py overhead",
+        {name: found[name] for name in found if name.startswith(("largest", "whole"))},
+        holds=found[f"largest_array_at_{4 * KEYS}_keys"] <= 4 * found[f"largest_array_at_{KEYS}_keys"],
+        note="numbers of the largest array; logits of all queries at the second length beside it",
+    )
+
+
+# Max retrieval
+
+
+def take(folder: Path, scale: Any = "ten") -> None:
+    """Claims and trials of a finished run; nothing is run again, and each claim is a line of the ledger."""
+    claims = reproduce(SHARPNESS, scale, folder, tell=print)["claims"]
+    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+    trials = [dict(zip(("name", "settings", "seed"), json.loads(row["key"]), strict=True)) | {"result": row["result"]}
+              for row in rows]  # fmt: skip
+    FILE.write_text(json.dumps({"claims": claims, "trials": trials}, indent=1) + "\n")
+    for claim in claims:
+        append(
+            claim["claim"], f"pliant reproduce sharp --scale {scale}",
+            {name: claim[name] for name in ("ours", "spread", "paper", "seeds")},
+            holds=claim["verdict"] == "reproduced", note=claim["verdict"],
+        )  # fmt: skip
+
+
+def results() -> dict[str, list[tuple[Trial, Any]]]:
+    """Trials by name."""
+    found: dict[str, list[tuple[Trial, Any]]] = {}
+    for row in json.loads(FILE.read_text())["trials"]:
+        trial = Trial(row["name"], row["settings"], row["seed"])
+        found.setdefault(trial.name, []).append((trial, row["result"]))
+    return found
+
+
+def table(found: dict[str, list[tuple[Trial, Any]]]) -> str:
+    """Accuracy by size, of the paper and of both heads with every weighting."""
+    lines = ["| | " + " | ".join(f"{size:,}" for size in SIZES) + " |", "| --- |" + " ---: |" * len(SIZES)]
+    lines += [_line(f"paper, {name}", values) for name, values in PAPER.items()]
+    for head, runs in found.items():
+        lines += [_line(f"{head}, {name}", mean(runs, name)) for name in weightings(1.0)]
+    return "\n".join(lines)
+
+
+def _line(name: str, values: Any) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
+
+
+def draw(found: dict[str, list[tuple[Trial, Any]]]) -> str:
+    """Accuracy against items."""
+    import numpy as np
+    from matplotlib.ticker import FuncFormatter
+
+    from pliant.report.paint import paint_line, plain
+
+    x = np.array(SIZES, dtype=float)
+
+    def line(label: str, values: Any, color: str, strong: bool = False, dashes: Any = "-") -> Line:
+        return Line(label, x, np.array(values), color, strong, dashes)
+
+    lines = [
+        line("sharp head, perplexity", mean(found["sharp"], "perplexity"), BLUE, strong=True),
+        line("sharp head, hardmax", mean(found["sharp"], "hardmax"), "#666666", dashes=DOTTED),
+        line("sharp head, softmax", mean(found["sharp"], "softmax"), BLUE, dashes=DASHED),
+        line("plain head, adaptive", mean(found["plain"], "adaptive"), ORANGE),
+        line("plain head, softmax", mean(found["plain"], "softmax"), ORANGE, dashes=DASHED),
+        line("paper, adaptive", PAPER["adaptive"], PALETTE[2], dashes=DOTTED),
+    ]
+
+    def paint(axes: Any) -> None:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(0, 102)
+        axes.xaxis.set_major_formatter(FuncFormatter(plain))
+        for one in lines:
+            paint_line(axes, one)
+        label_ends(axes, lines)
+        axes.set_xlabel("items")
+        axes.set_ylabel("right answers, %")
+
+    return str(svg("sharp", "Right answers against items", (9.0, 3.6), (0.8, 2.1), paint))
+
+
+def page() -> None:
+    """The figure, and between its marks in docs/sharp.md the table."""
+    found = results()
+    FIGURE.write_text(draw(found) + "\n")
+    text = PAGE.read_text()
+    start, end = "<!-- table -->\n", "<!-- end of table -->\n"
+    head, rest = text.split(start)
+    PAGE.write_text(head + start + table(found) + "\n" + end + rest.split(end)[1])
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["overhead"]:
+        found = overhead()
+        print(json.dumps(found, indent=1))
+        tell_overhead(found)
+    elif arguments[:1] == ["take"]:
+        take(Path(arguments[1]), *arguments[2:])
+    elif arguments[:1] == ["page"]:
+        page()
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

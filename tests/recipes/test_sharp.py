@@ -1,0 +1,133 @@
+"""Max retrieval: the folded head is the one that was described, its judge reads tables rightly."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pliant.cli import main
+from pliant.core import generator, seeded
+from pliant.recipes.reproduce import Result, Trial, reproduce
+from pliant.recipes.sharp import (
+    HARD,
+    PAPER,
+    PLAIN,
+    SHARP,
+    SHARPNESS,
+    SIZES,
+    MaxRetrieval,
+    accuracies,
+    choose_items,
+    draw,
+    judge,
+    run,
+    train,
+    trials,
+    weightings,
+)
+
+
+def as_described(model: MaxRetrieval, priorities: Tensor, classes: Tensor, queries: Tensor) -> Tensor:
+    """Item by item, with nothing left out."""
+    items = torch.cat([priorities[..., None], torch.nn.functional.one_hot(classes, 10)], -1)
+    h, query = model.item(items), model.query(queries)
+    e = (model.k(h) * model.q(query)[:, None]).sum(-1) / 128**0.5
+    return model.answer((e.softmax(-1)[..., None] * model.v(h)).sum(1))
+
+
+def test_the_folded_head_is_the_one_described() -> None:
+    with seeded(0):
+        model = MaxRetrieval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    sets = draw(5, 7, generator(0, "test"))
+    expected = as_described(model, *sets[:3])
+    torch.testing.assert_close(model(sets)[0], expected, atol=1e-4, rtol=1e-4)
+    units = model.units(sets.priorities, sets.classes)
+    e = model.logits(units, sets.queries)
+    said = model.read(torch.stack([way(e) for way in weightings(2.0).values()], 1), units)
+    torch.testing.assert_close(said[:, 0], expected, atol=1e-4, rtol=1e-4)
+    assert said.shape == (5, len(weightings(2.0)), 10)
+
+
+def test_the_answer_is_the_class_of_the_largest() -> None:
+    sets = draw(50, 9, generator(0, "test"))
+    best = sets.priorities.argmax(1)
+    assert all(int(sets.targets[i]) == int(sets.classes[i, best[i]]) for i in range(50))
+    # A head that knows the priority and nothing else is right with hardmax, and by chance with equal weights.
+    with seeded(0):
+        model = MaxRetrieval()
+    model.units = lambda priorities, classes: torch.cat(  # type: ignore[method-assign]
+        [priorities[..., None], torch.nn.functional.one_hot(classes, 10)], -1
+    )
+    model.logits = lambda units, queries: 1000 * units[..., 0]  # type: ignore[method-assign]
+    model.read = lambda weights, units: weights @ units[..., 1:]  # type: ignore[method-assign]
+    ways = {"hard": weightings(1.2)[HARD], "perplexity": weightings(1.2)["perplexity"],
+            "equal": lambda e: torch.full_like(e, 1 / e.shape[-1])}  # fmt: skip
+    found = accuracies(model, 512, ways, generator(0, "ask"), sets=400)
+    assert found["hard"] == 100 and found["perplexity"] > 95 and found["equal"] < 25
+
+
+@pytest.mark.parametrize("settings", [PLAIN, SHARP])
+def test_twenty_updates_of_the_published_configuration(settings: dict[str, Any]) -> None:
+    assert [trial.settings["steps"] for trial in trials("paper")] == [100_000] * 20
+    assert len(trials("hour")) == 10
+    model = train(settings | {"steps": 20}, 0)
+    assert choose_items(model, 0) >= 1.05 if settings is SHARP else True
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_logits_that_do_not_tell_classes_are_learned() -> None:
+    sets = draw(64, 16, generator(0, "test"))
+    other = sets.classes.roll(1, 1)
+
+    def told(settings: dict[str, Any]) -> float:
+        model = train(settings | {"steps": 150}, 0)
+        with torch.no_grad():
+            one, two = (model.logits(model.units(sets.priorities, c), sets.queries) for c in (sets.classes, other))
+        return float((one - two).std() / one.std())
+
+    assert told(SHARP) < 0.5 * told(SHARP | {"swap": 0.0})
+
+
+def table(softmax: list[float], adaptive: list[float], perplexity: list[float]) -> Result:
+    return {"items": 2.0, "softmax": softmax, "adaptive": adaptive, "perplexity": perplexity, HARD: perplexity}
+
+
+def test_the_judge_reads_tables() -> None:
+    plain, sharp = (
+        Trial(name, settings | {"steps": 5000}, 0) for name, settings in (("plain", PLAIN), ("sharp", SHARP))
+    )
+    paper = [list(PAPER[name]) for name in ("softmax", "adaptive")]
+    good = [99.0] * 7 + [96.0] * 4
+    claims = judge([(plain, table(*paper, good)), (sharp, table(*paper, good))])
+    assert [claim.verdict for claim in claims] == ["reproduced", "direction only", "reproduced"]
+    assert "53.8" in claims[0].paper and "most at 1,024" in claims[1].ours
+    more = [a + 6 * (i in (4, 6)) for i, a in enumerate(paper[0])]
+    low = [*good[:-1], 79.0]
+    found = judge([(plain, table(paper[0], more, good)), (sharp, table(*paper, low))])
+    assert [claim.verdict for claim in found[1:]] == ["reproduced", "direction only"]
+    flat = table([90.0] * 11, [90.0] * 11, [20.0] * 11)
+    assert [claim.verdict for claim in judge([(plain, flat), (sharp, flat)])] == ["not reproduced"] * 3
+
+
+def test_the_command_says_what_it_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "sharp", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["trials"]
+    assert [(trial["name"], trial["settings"]["steps"]) for trial in found] == [("plain", 5000), ("sharp", 5000)]
+
+
+@pytest.mark.slow
+def test_a_trial_has_a_row_for_each_weighting() -> None:
+    found = run(Trial("sharp", SHARP | {"steps": 20}, 0), lambda share, word: None)
+    assert all(len(found[name]) == len(SIZES) for name in weightings(1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_check_14_accuracy_falls_and_adaptive_softmax_gains(tmp_path: Any) -> None:
+    claims = reproduce(SHARPNESS, "ten", tmp_path)["claims"]
+    assert [claim["verdict"] for claim in claims] == ["direction only", "reproduced", "reproduced"]
