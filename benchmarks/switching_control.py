@@ -28,7 +28,16 @@ from torch import Tensor, nn
 from pliant.core import Role
 from pliant.core.change import Cusum
 from pliant.core.seeds import numpy_generator
-from pliant.optim import Rewarm, ShrinkPerturb, Upkeep, normalize_and_project, warmup_cosine
+from pliant.core.units import Units
+from pliant.optim import (
+    ContinualBackprop,
+    Isometry,
+    Rewarm,
+    ShrinkPerturb,
+    Upkeep,
+    normalize_and_project,
+    warmup_cosine,
+)
 from pliant.optim.attach import attach
 
 WORLDS, TUNING_WORLDS, STEPS = 12, 5, 20_480
@@ -149,10 +158,22 @@ class Arm:
     fresh: bool = False
 
 
+class Rises(Cusum):
+    """Listens to how many episodes end in a rollout; counts the changes that it finds."""
+
+    def __init__(self) -> None:
+        super().__init__(settle=8, threshold=5.0)
+        self.times = 0
+
+    def update(self, value: float) -> bool:
+        risen = super().update(value)
+        self.times += risen
+        return risen
+
+
 def rewarm() -> Rewarm:
-    """Falls to a tenth over a world; listens to how many episodes end in a rollout."""
-    fall = warmup_cosine(AFTER_ROLLOUT, UPDATES, floor=0.1)
-    return Rewarm(fall, detector=Cusum(settle=8, threshold=5.0), rest=4 * AFTER_ROLLOUT)
+    """Falls to a tenth over a world."""
+    return Rewarm(warmup_cosine(AFTER_ROLLOUT, UPDATES, floor=0.1), detector=Rises(), rest=4 * AFTER_ROLLOUT)
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -162,9 +183,34 @@ ARMS = {
     "norm": Arm(normed=True),
     "project": Arm(normed=True, project=True),
     "project-rewarm": Arm(lambda: [rewarm()], normed=True, project=True),
+    "project-isometry": Arm(lambda: [Isometry(detector=Rises())], normed=True, project=True),
+    "isometry": Arm(lambda: [Isometry(detector=Rises())]),
     "shrink-perturb": Arm(lambda: [ShrinkPerturb(1e-3, 1e-2)]),
+    "continual": Arm(lambda: [ContinualBackprop(1e-3)]),
     "fresh": Arm(fresh=True),
 }
+
+
+def policy() -> Any:
+    """The usual policy, but it is called as a module when it learns too, and tells where its hidden units are."""
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    class Policy(ActorCriticPolicy):
+        def forward(self, obs: Tensor, deterministic: bool = False, actions: Tensor | None = None) -> tuple[Any, ...]:
+            return super().forward(obs, deterministic) if actions is None else super().evaluate_actions(obs, actions)
+
+        def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Any, ...]:
+            return self(obs, actions=actions)
+
+        def units(self) -> list[Units]:
+            found = []
+            nets = (self.mlp_extractor.policy_net, self.mlp_extractor.value_net)
+            for net, head in zip(nets, (self.action_net, self.value_net), strict=True):
+                first, second = (part for part in net if isinstance(part, nn.Linear))
+                found += [Units(second, ((first, 0),)), Units(head, ((second, 0),))]
+            return found
+
+    return Policy
 
 
 def agent(arm: Arm, rate: float, envs: Any, seed: int) -> tuple[Any, Any, list[Upkeep]]:
@@ -172,13 +218,13 @@ def agent(arm: Arm, rate: float, envs: Any, seed: int) -> tuple[Any, Any, list[U
     from stable_baselines3 import PPO
 
     net = {"net_arch": [64, 64], "activation_fn": NormedReLU if arm.normed else nn.ReLU}
-    made = PPO("MlpPolicy", envs, rate, n_steps=ROLLOUT, batch_size=BATCH, n_epochs=EPOCHS, gamma=0.98,
+    made = PPO(policy(), envs, rate, n_steps=ROLLOUT, batch_size=BATCH, n_epochs=EPOCHS, gamma=0.98,
                gae_lambda=0.8, ent_coef=0.01, policy_kwargs={**net, "optimizer_kwargs": {"fused": True}}, seed=seed,
                device="cpu")  # fmt: skip
-    policy, keep = made.policy, arm.keep()
+    model, keep = made.policy, arm.keep()
     if arm.project:
-        normalize_and_project(policy.optimizer, policy, roles=HEADS)
-    kept = attach(policy.optimizer, policy, keep, roles=HEADS, seed=seed)
+        normalize_and_project(model.optimizer, model, roles=HEADS)
+    kept = attach(model.optimizer, model, keep, roles=HEADS, seed=seed)
     if any(isinstance(one, Rewarm) for one in keep):
         made._update_learning_rate = lambda optimizers: None  # PPO would set the rate again before each rollout
     return made, kept, keep
@@ -215,7 +261,7 @@ def run(arm: str, rate: float, worlds: int, seed: int) -> dict[str, Any]:
     torch.distributions.Distribution.set_default_validate_args(False)
     kind = ARMS[arm]
     envs, seen, made, began = rewired(), watch(), None, time.process_time()
-    found: dict[str, list[Any]] = {"return": [], "rewarmed": []}
+    found: dict[str, list[Any]] = {"return": [], "rewarmed": [], "isometries": []}
     for i, world in enumerate(draw_worlds(worlds, seed)):
         envs.enter(world)
         if made is None or kind.fresh:
@@ -225,6 +271,7 @@ def run(arm: str, rate: float, worlds: int, seed: int) -> dict[str, Any]:
         made.learn(STEPS, seen, reset_num_timesteps=False)
         found["return"].append(binned(seen.episodes))
         found["rewarmed"].append(sum(one.times for one in keep if isinstance(one, Rewarm)))
+        found["isometries"].append(sum(one.detector.times for one in keep if isinstance(one, Isometry)))
         for what, value in looked(made).items():
             found.setdefault(what, []).append(round(value, 4))
     mean = round(float(np.mean(found["return"])), 2)
