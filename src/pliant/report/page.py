@@ -11,6 +11,7 @@ import numpy as np
 
 from pliant.core import Disk, UsageError
 from pliant.core.record import OUTCOMES
+from pliant.report.disagree import disagreements
 from pliant.report.figures import Figure, figures, shared_figures
 from pliant.report.health import health_of
 from pliant.report.kept import kept_figure
@@ -179,6 +180,7 @@ def _notes(run: Loaded) -> list[str]:
             f"No-change is right {percent(still)} of the time here: this stream rewards predicting persistence, "
             "so read bits saved and temporal kappa, not accuracy."
         )
+    notes += disagreements(run)
     for name in run.names:
         holes = int(np.isnan(column(run, name, "bits")).sum())
         if holes:
