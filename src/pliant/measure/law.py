@@ -32,8 +32,8 @@ Function = Callable[[Symbols, Symbols], Any]
 
 TOLERANCE = 1e-6
 """By how much a sum of probabilities may miss 1, so that those in float32 pass; they are divided by their sum."""
-COPIES = 6
-"""Arrays of the size of a law that are held at once while it is made."""
+COPIES = 10
+"""Arrays of the size of a law that are held at once while it is made, and one more for each hidden state."""
 BLOCK = 1 << 16
 
 
@@ -199,7 +199,7 @@ def joint_law(agent: Player, environment: Player, n: int, order: Order = "AO", *
             sizes[name] = said.shape[1]
             _alphabet("joint_law", name, said.shape[1])
             if len(sizes) == 2:
-                _fits(sizes, n, memory)
+                _fits(sizes, n, sum(player.states for player in players.values()), memory)
         if said.shape[1] != sizes[name]:
             raise UsageError(f"joint_law: {players[name].called} gave {sizes[name]} probabilities at first and "
                              f"{said.shape[1]} on turn {turn + 1}; it needs as many each time")  # fmt: skip
@@ -216,17 +216,17 @@ def joint_law(agent: Player, environment: Player, n: int, order: Order = "AO", *
     raise AssertionError
 
 
-def needed(sizes: tuple[int, int], n: int) -> float:
-    """Bytes that making a law of these alphabets takes, about."""
+def needed(sizes: tuple[int, int], n: int, states: int = 0) -> float:
+    """Bytes that making a law of these alphabets takes, about, with so many hidden states of machines."""
     turns = n * math.log2(math.prod(sizes))
-    return COPIES * 8.0 * 2.0**turns if turns < 1000 else math.inf
+    return (COPIES + states) * 8.0 * 2.0**turns if turns < 1000 else math.inf
 
 
-def _fits(sizes: dict[str, int], n: int, memory: float | None) -> None:
+def _fits(sizes: dict[str, int], n: int, states: int, memory: float | None) -> None:
     pair = sizes["A"], sizes["O"]
     allowed = _memory() / 2 if memory is None else memory
-    if (wanted := needed(pair, n)) > allowed:
-        most = int(max(0.0, math.log(allowed / needed(pair, 0)) / math.log(math.prod(pair))))
+    if (wanted := needed(pair, n, states)) > allowed:
+        most = int(max(0.0, math.log(allowed / needed(pair, 0, states)) / math.log(math.prod(pair))))
         advice = f"take n up to {most}" if most else "take smaller alphabets"
         raise UsageError(f"joint_law: {pair[0]} actions and {pair[1]} observations over n={n} indices would take about "
                          f"{_bytes(wanted)}, and {_bytes(allowed)} are allowed; {advice}, or estimate from samples "
@@ -272,6 +272,7 @@ class _History:
 
 class _Voice(ABC):
     called: str
+    states = 0  # that are not told by what was said
 
     @abstractmethod
     def speak(self, history: _History) -> np.ndarray:
@@ -353,7 +354,7 @@ class _OfMachine(_Voice):
     """Goes forward with what is known of the hidden state, `(H, S)`, given the history alone."""
 
     def __init__(self, machine: Machine, called: str):
-        self.machine, self.called = machine, called
+        self.machine, self.called, self.states = machine, called, len(machine.start)
         self.belief = machine.start[None]
 
     def speak(self, history: _History) -> np.ndarray:
