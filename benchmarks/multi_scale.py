@@ -1,6 +1,7 @@
 """MultiScaleSSM: a step of training beside stock convolutions and the scan of mambapy, one step of a stream, its age.
 
 python benchmarks/multi_scale.py train --ledger     # needs the package mambapy
+python benchmarks/multi_scale.py forms --ledger     # forms of its kernels, forward and backward
 python benchmarks/multi_scale.py step --ledger
 python benchmarks/multi_scale.py age --ledger       # 100,000 steps of a stream
 
@@ -14,6 +15,7 @@ import gc
 import resource
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import nbytes, seeded
+from pliant.kernels import filter_bank, scale_scan
 from pliant.mixers import MultiScaleSSM
 from pliant.mixers.multires import FilterBank
 from pliant.models import SequenceClassifier
@@ -120,6 +123,37 @@ def _in_turn(runs: dict[str, Callable[[], Any]], rounds: int, warm: int = 1) -> 
     return taken
 
 
+def forms(rounds: int) -> dict[str, float]:
+    """Forward and backward passes of the forms of both kernels, and of stock convolutions."""
+    figures: dict[str, float] = {}
+    random = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(s, generator=random, requires_grad=True) for s in (
+        (BATCH, STEPS, WIDTH), (LEVELS, 2, 4, WIDTH)))  # fmt: skip
+    with seeded(0):
+        stock = Stock(MultiScaleSSM(WIDTH, LEVELS))
+    runs = {f"filter_bank, {form}": _both(lambda form=form: filter_bank(x, weight, form=form)[0], [x, weight])
+            for form in ("numba", "conv")}  # fmt: skip
+    runs["filter_bank, stock Conv1d"] = _both(lambda: stock.bands(x), [x, *stock.own.bank.parameters()])
+    for size in (4, 16, 64):
+        shapes = {"u": (LEVELS + 2, BATCH, STEPS, WIDTH), "decay": (LEVELS + 2, size, WIDTH)}
+        u, a = (torch.rand(s, generator=random).requires_grad_() for s in shapes.values())
+        c = torch.randn(a.shape, generator=random, requires_grad=True)
+        for form in ("numba", "fft"):
+            call = lambda u=u, a=a, c=c, form=form: scale_scan(u, a, c, form=form)[0]  # noqa: E731
+            runs[f"scale_scan, N {size}, {form}"] = _both(call, [u, a, c])
+    for name, times in _in_turn(runs, rounds).items():
+        figures[f"{name} ms"] = round(1e3 * statistics.median(times), 1)
+    return figures
+
+
+def _both(call: Callable[[], Tensor], leaves: list[Tensor]) -> Callable[[], None]:
+    def run() -> None:
+        y = call()
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    return run
+
+
 def step(rounds: int) -> dict[str, float]:
     """p50 and p95 of one step of a classifier of four layers, and of the same with its layers folded.
 
@@ -178,7 +212,7 @@ def age(steps: int) -> dict[str, float]:
     with seeded(0):
         model = SequenceClassifier(WIDTH, 10, width=WIDTH, depth=STREAM_DEPTH, mixer="MultiScaleSSM")
     inputs = torch.randn(1000, 1, WIDTH, generator=torch.Generator().manual_seed(0))
-    state, figures, times = None, {}, []
+    state, figures, times = None, {}, deque[float](maxlen=500)
     with torch.inference_mode():
         for t in range(steps):
             before = time.thread_time()
@@ -187,13 +221,13 @@ def age(steps: int) -> dict[str, float]:
             if t + 1 in (1000, steps):
                 figures[f"state bytes after {t + 1}"] = nbytes(state)
                 figures[f"peak MB after {t + 1}"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-                figures[f"p50 ms of the last 500 of {t + 1}"] = round(1e3 * statistics.median(times[-500:]), 3)
+                figures[f"p50 ms of the last 500 of {t + 1}"] = round(1e3 * statistics.median(times), 3)
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "step", "age"])
+    parser.add_argument("what", choices=["train", "forms", "step", "age"])
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--ledger", action="store_true")
     options = parser.parse_args()
@@ -202,6 +236,12 @@ def main() -> None:
         figures = train(options.rounds or 5)
         holds = all(value >= 2 for name, value in figures.items() if "faster" in name)
         claim = f"a training step of two MultiScaleSSM blocks is twice as fast as stock Conv1d and mambapy's scan, B {BATCH}, T {STEPS}, width {WIDTH}"  # noqa: E501
+    elif options.what == "forms":
+        figures = forms(options.rounds or 5)
+        pairs = [(f"scale_scan, N {size}, numba ms", f"scale_scan, N {size}, fft ms") for size in (4, 16, 64)]
+        pairs.append(("filter_bank, numba ms", "filter_bank, stock Conv1d ms"))
+        holds = all(figures[ours] < figures[other] for ours, other in pairs)
+        claim = f"the bank takes less than stock Conv1d, and the recurrence less than FFT up to N = 64, B {BATCH}, T {STEPS}, width {WIDTH}"  # noqa: E501
     elif options.what == "step":
         figures = step(options.rounds or 1000)
         holds = all(value < 1 for name, value in figures.items() if "whole, p50" in name)
