@@ -1,6 +1,8 @@
 """Weights that learn or were fitted: their formulas, fits on rows whose best temperature is known, saving."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -193,3 +195,27 @@ def test_rows_of_heads_alone_have_the_last_axis() -> None:
     for module in modules:
         with pytest.raises(UsageError, match="dim is 1"):
             module(drawn(2, 3, 4), 1, **({"queries": drawn(2, 3, 3)} if isinstance(module, ASEntmax) else {}))
+
+
+@pytest.mark.slow
+def test_all_compile_in_one_graph_and_export_as_plain_torch() -> None:
+    # In a process of its own, since the type checks of the tests cannot be traced.
+    code = """
+import torch
+from pliant.mixers import WindowAttention
+from pliant.mixers.sharpen import NAMED
+for name in NAMED:
+    module = WindowAttention(8, 2, 4, sharpen=name)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 6, 8, requires_grad=True)
+    y, state = module(x)
+    state = type(state)(*(leaf.detach() for leaf in state))
+    torch.testing.assert_close(compiled(x)[0], y)
+    compiled(x)[0].sum().backward()
+    for part in (x.detach(), x[:, :1].detach()):
+        program = torch.export.export(module, (part, state))
+        torch.testing.assert_close(program.module()(part, state)[0], module(part, state)[0])
+        assert "pliant" not in str(program.graph), name
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
