@@ -223,7 +223,7 @@ def _unresolved(found: Comparison, level: float) -> str:
     if not math.isfinite(found.nll.value):
         doubts.append("in perplexity (a token was given no probability)")
     elif not found.nll.resolved:
-        doubts.append(f"in perplexity ({_range_of(found.nll, level)} nats a token)")
+        doubts.append(f"in perplexity ({_range_of(found.nll, level, ' nats a token')})")
     if not found.p < 1 - level:
         doubts.append(f"in accuracy ({_points(found.accuracy.value, '+')}, p = {found.p:.2g})")
     several = "" if found.documents > 1 else "; one document cannot tell, give several"
@@ -244,8 +244,8 @@ def _of_bytes(found: Comparison, level: float) -> str:
     return f"unresolved: the two do not read the same tokens, so their accuracies cannot be paired; {said}"
 
 
-def _range_of(interval: Interval, level: float) -> str:
-    return f"{interval.low:+.3g} to {interval.high:+.3g} at {level:.0%}"
+def _range_of(interval: Interval, level: float, unit: str = "") -> str:
+    return f"{interval.low:+.3g} to {interval.high:+.3g}{unit} at {level:.0%}"
 
 
 def _points(share: float, sign: str = "") -> str:
