@@ -234,6 +234,18 @@ def test_filters_to_start_with() -> None:
     assert 0.48 < float(drawn.max()) <= 0.5 and float(drawn.var()) == pytest.approx(1 / 12, rel=0.1)
 
 
+@pytest.mark.parametrize("selective", [False, True])
+def test_a_step_calls_parts_that_somebody_listens_to(selective: bool) -> None:
+    module, heard = mixer(selective=selective).float(), []
+    parts = set(module.modules()) - {module}
+    with torch.no_grad():
+        y, _ = module.step(torch.ones(1, 5))
+        for part in parts:
+            part.register_forward_hook(lambda part, *_: heard.append(part))
+        close(module.step(torch.ones(1, 5))[0], y)
+    assert set(heard) == parts
+
+
 def test_narrow_layers_keep_rates_steps_and_states_wide() -> None:
     for selective in (False, True):
         module = mixer(selective=selective).bfloat16()

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
@@ -154,10 +155,11 @@ class MultiScaleSSM(SequenceMixer):
         self, x: Tensor, state: MultiScaleState, reset: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, MultiScaleState] | None:
         """In inference, one step `(B, 1, D)` in one pass; None where that is for plain torch to do."""
-        if self.frequency is not None or self.weights.kind == "channel" or isinstance(self.bank, FoldedBank):
+        if self.frequency is not None or self.weights.kind == "channel" or torch.is_grad_enabled():
             return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not self._bare():
             return None
+        assert not isinstance(self.bank, FoldedBank)
         filters = self.skip.new_empty(0, 2, 1, self.width) if self.bank is None else self.bank.weight
         common = Common(filters, self.skip, *self.weights.matrix())
         system: Invariant | Selective
@@ -173,6 +175,18 @@ class MultiScaleSSM(SequenceMixer):
             return None
         z, history, h = found
         return z, MultiScaleState(history.reshape(state.history.shape), h.reshape(state.h.shape))
+
+    def _bare(self) -> bool:
+        """Whether all parts are as they were made, and nobody listens to them."""
+        parts = [*self._modules.values(), *self.weights._modules.values()]
+        return not _has_any_global_hook() and not any(
+            type(part) not in (FilterBank, ScaleWeights, nn.Linear)
+            or part._forward_hooks
+            or part._forward_pre_hooks
+            or "forward" in part.__dict__
+            for part in parts
+            if part is not None
+        )
 
     def _invariant(
         self, x: Tensor, bands: Tensor, h: Tensor, reset: Tensor | None, mask: Tensor | None
