@@ -14,7 +14,7 @@ first layer alone at each item: the same function at a tenth of the work.
   little as a thousandth of their range, which is more than what the largest is ahead by. So in training every item is
   shown a second time with a class that is drawn anew, and the mean square change of its logit, against the variance of
   logits, is added to the loss with a weight that rises from 100 to a million: what is returned must not tell what is
-  looked up. And the rate falls along a cosine to zero.
+  looked up. Logits have a scale of their own, which this does not hold down. And the rate falls along a cosine to zero.
 
 Both see sizes of 5 to 16 alone; what `perplexity_softmax` needs to be told is chosen at size 64.
 
@@ -41,7 +41,7 @@ CLASSES, WIDTH = 10, 128
 SMALLEST, LARGEST = 5, 16
 """Sizes that are trained on; each is as frequent."""
 BATCH, RATE, DECAY = 128, 1e-3, 1e-3
-FIRST_SWAP = 100.0
+FIRST_SWAP, SCALE_RATE = 100.0, 1e-2
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOSEN_AT = 64
 """The size at which what is told to a sharpening is chosen."""
@@ -79,10 +79,12 @@ class MaxRetrieval(nn.Module):
 
     Args:
         start: factor of the first layer's weights at the start.
+        scaled: whether logits have a scale of their own, exp of a parameter that is zero at first.
     """
 
-    def __init__(self, start: float = 1.0):
+    def __init__(self, start: float = 1.0, scaled: bool = False):
         super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(())) if scaled else None
         # Of two layers, whose parts are used on their own.
         self.item: Any
         self.item, self.query, self.answer = _net(CLASSES + 1, WIDTH), _net(1, WIDTH), _net(WIDTH, CLASSES)
@@ -99,7 +101,7 @@ class MaxRetrieval(nn.Module):
         """e `(B, N)`."""
         key = self.q(self.query(queries)) @ self.k.weight
         e = (units @ (key @ self.item[2].weight)[..., None])[..., 0] + (key @ self.item[2].bias)[:, None]
-        return e * WIDTH**-0.5
+        return e * WIDTH**-0.5 * (1.0 if self.log_scale is None else self.log_scale.exp())
 
     def read(self, weights: Tensor, units: Tensor) -> Tensor:
         """Answers `(B, W, 10)` for W weightings `(B, W, N)`."""
@@ -129,18 +131,23 @@ def train(settings: Any, seed: int, progress: Callable[[float, str], None] = lam
 
     Args:
         settings: steps; cosine: whether the rate falls to zero; swap: weight, in the end, of the mean square change of
-            logits as classes change, in units of their variance; start: see `MaxRetrieval`.
+            logits as classes change, in units of their variance; start, scaled: see `MaxRetrieval`.
         seed: of weights and sets.
         progress: is told.
     """
     with seeded(seed, "sharp"):
-        model = MaxRetrieval(settings["start"])
+        model = MaxRetrieval(settings["start"], settings.get("scaled", False))
     random = generator(seed, "sharp sets")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+    scale = [p for name, p in model.named_parameters() if name == "log_scale"]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in model.named_parameters() if name != "log_scale"]},
+              {"params": scale, "lr": SCALE_RATE, "weight_decay": 0.0}]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups if scale else groups[:1], lr=RATE, weight_decay=DECAY, fused=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(settings["steps"]):
         if settings["cosine"]:
-            rate = RATE * (1 + math.cos(math.pi * step / settings["steps"])) / 2
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, step / 200)
+            share = min(1.0, step / 200) * (1 + math.cos(math.pi * step / settings["steps"])) / 2
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = share * rate
         size = int(torch.randint(SMALLEST, LARGEST + 1, (), generator=random))
         sets = draw(BATCH, size, random)
         answers, e = model(sets)
@@ -200,7 +207,9 @@ def choose_items(model: MaxRetrieval, seed: int) -> float:
 
 
 PLAIN = {"cosine": False, "swap": 0.0, "start": 1.0}
-SHARP = {"cosine": True, "swap": 1e6, "start": 0.1}
+SHARP = {"cosine": True, "swap": 1e6, "start": 0.1, "scaled": True}
+LONGER = 2
+"""Times as many updates for the sharp head."""
 STEPS: dict[Scale, tuple[int, int]] = {
     "minute": (1, 500),
     "ten": (1, 5000),
@@ -215,8 +224,8 @@ def trials(scale: Scale) -> list[Trial]:
     """Both ways to train, over all seeds."""
     seeds, steps = STEPS[scale]
     return [
-        Trial(name, settings | {"steps": steps}, seed)
-        for name, settings in (("plain", PLAIN), ("sharp", SHARP))
+        Trial(name, settings | {"steps": steps * times}, seed)
+        for name, settings, times in (("plain", PLAIN, 1), ("sharp", SHARP, LONGER))
         for seed in range(seeds)
     ]
 
