@@ -90,26 +90,26 @@ def test_transfer_entropy_of_one_lag() -> None:
 
 
 def test_intervals_hold_the_truth() -> None:
-    """Of 100 trials, with the variance of ratios and that of draws; more of it is in docs/plasticity.md."""
+    """Of 60 trials, with the variance of ratios and that of draws; more of it is in docs/plasticity.md."""
     truth = (empowerment(LOOP), plasticity(LOOP))
     held = {0: [0, 0], 10: [0, 0]}
-    for seed in range(100):
+    for seed in range(60):
         lives = sampled(LOOP, 640, seed)
         for draws, counts in held.items():
             found = estimate(lives, bootstrap=draws, permutations=0)
             for k in (0, 1):
                 counts[k] += found[k].low <= truth[k] <= found[k].high
-    assert all(90 <= count <= 99 for count in held[0])
-    assert all(count >= 80 for count in held[10])
+    assert all(52 <= count <= 60 for count in held[0])
+    assert all(count >= 46 for count in held[10])
 
 
 def test_intervals_where_nothing_flows() -> None:
     held = 0
-    for seed in range(100):
+    for seed in range(60):
         found = estimate(sampled(COINS, 4000, seed), act_window=(1, 3), obs_window=(1, 3), permutations=0)
         held += found.plasticity.low <= 1e-9
         assert found.enough
-    assert 90 <= held <= 100
+    assert held >= 53
 
 
 def test_the_null_tells_flow_from_chance() -> None:

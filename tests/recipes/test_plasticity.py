@@ -49,6 +49,7 @@ def test_claims(results: list[tuple[Trial, Result]]) -> None:
     assert [claim.verdict for claim in judge(worse)] == ["not reproduced"] * 5
 
 
+@pytest.mark.slow
 def test_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plasticity, "LIVES", {"minute": 500})
     monkeypatch.setattr(plasticity, "EPSILONS", (0.0, 1.0))
