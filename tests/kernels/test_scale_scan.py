@@ -1,5 +1,6 @@
 """State spaces side by side: forms, chunks, flags, gradients, and a step in one pass."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -160,6 +161,25 @@ def test_a_step_in_one_pass_is_the_step(kind: dict[str, Any]) -> None:
         close(z, y)
         close(two.h, one.h)
         close(two.history, one.history)
+
+
+@torch.no_grad()
+def test_a_step_follows_its_parameters() -> None:
+    """Changed in place, put elsewhere, of another type, copied."""
+    with seeded(0):
+        mixer, other, x = MultiScaleSSM(4), MultiScaleSSM(4), torch.randn(1, 4)
+    expected = other.step(x)[0]
+    assert not mixer.step(x)[0].equal(expected)
+    twin = copy.deepcopy(mixer)
+    for name, parameter in mixer.named_parameters():
+        parameter.copy_(other.get_parameter(name))
+    assert mixer.step(x)[0].equal(expected)
+    assert not twin.step(x)[0].equal(expected)
+    for name, parameter in twin.named_parameters():
+        parameter.data = other.get_parameter(name).clone()
+    assert twin.step(x)[0].equal(expected)
+    close(mixer.double().step(x.double())[0].float(), expected)
+    close(mixer.float().step(x)[0], expected)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -4,7 +4,7 @@ The equations are those of `filter_bank`, `scale_scan` and `selective_scan`; her
 since in plain torch a step would be a few dozen calls, each of which takes longer than all that is computed.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,10 +46,33 @@ class Selective(NamedTuple):
     select: Tensor
 
 
+class Arrays:
+    """Parameters as arrays, looked at anew before each step, so that what is kept only saves time; not copied or saved.
+
+    They hold on to the memory that they show, so that no other tensor can come to lie there.
+    """
+
+    def __init__(self) -> None:
+        self._places: list[int] = []
+        self._arrays: list[np.ndarray] = []
+
+    def __reduce__(self) -> Any:
+        return Arrays, ()
+
+    def of(self, tensors: tuple[Tensor, ...]) -> list[np.ndarray] | None:
+        """None if one of them is not of float32 on the CPU."""
+        places = [part.data_ptr() for part in tensors]
+        if places != self._places:
+            if not plain(*tensors):
+                return None
+            self._places, self._arrays = places, [part.detach().numpy() for part in tensors]
+        return self._arrays
+
+
 def scale_step(
     x: Tensor,
-    common: Common,
-    system: Invariant | Selective,
+    parameters: tuple[Tensor, ...],
+    arrays: Arrays,
     history: Tensor,
     h: Tensor,
     reset: Tensor | None,
@@ -60,7 +83,8 @@ def scale_step(
 
     Args:
         x: `(B, D)`.
-        common, system: parameters.
+        parameters: those of `Common`, then of `Invariant` or `Selective`.
+        arrays: keeps them from step to step.
         history, h: what is carried, `(B, R, D)` and `(B, M, N, D)`.
         reset, mask: `(B,)`, as of a mixer.
         softmax: whether the weights of the scales are normalized.
@@ -68,14 +92,13 @@ def scale_step(
     Returns:
         z `(B, D)`, history and h after the step.
     """
-    tensors = x, history, h, *common, *system
-    if not plain(*tensors):
+    if not plain(x, history, h) or (weights := arrays.of(parameters)) is None:
         return None
-    arrays = [part.detach().numpy() for part in tensors]
+    given = [x.numpy(), history.numpy(), h.numpy()]
     flags = [NONE if flag is None else flag.contiguous().numpy() for flag in (reset, mask)]
-    found = [np.empty(part.shape, np.float32) for part in arrays[:3]]
-    run = _invariant if isinstance(system, Invariant) else _selective
-    run(*found, *flags, softmax, *arrays)
+    found = [np.empty(part.shape, np.float32) for part in given]
+    run = _invariant if len(weights) == len(Common._fields) + len(Invariant._fields) else _selective
+    run(*found, *flags, softmax, *given, *weights)
     z, after, last = map(torch.from_numpy, found)
     return z, after, last
 

@@ -23,7 +23,7 @@ Cost: O(T D (S K + M N)) time, D ((K-1)(2^S - 1) + M N) floats of state, whateve
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -35,7 +35,7 @@ from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
 from pliant.kernels import scale_scan
 from pliant.kernels._scale_scan import selective_scales
-from pliant.kernels._scale_step import Common, Invariant, Selective, scale_step
+from pliant.kernels._scale_step import Arrays, Common, Invariant, Selective, scale_step
 from pliant.mixers.base import SequenceMixer, where_steps
 from pliant.mixers.multires import FilterBank, FoldedBank, FoldedFilter, as_streams_of
 from pliant.mixers.s6 import MAX_STEP, MIN_STEP, _repeated, _streams
@@ -118,6 +118,7 @@ class MultiScaleSSM(SequenceMixer):
             self.read = nn.Parameter(torch.randn(*parts, *shape))
         self.skip = nn.Parameter(torch.ones(self.scales, width))
         self.weights = ScaleWeights(width, self.scales, weights)
+        self._arrays, self._no_filters = Arrays(), torch.empty(0, 2, 1, width)
 
     def init_state(
         self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
@@ -159,18 +160,19 @@ class MultiScaleSSM(SequenceMixer):
             return None
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or not self._bare():
             return None
-        assert not isinstance(self.bank, FoldedBank)
-        filters = self.skip.new_empty(0, 2, 1, self.width) if self.bank is None else self.bank.weight
-        common = Common(filters, self.skip, *self.weights.matrix())
+        own: dict[str, Any] = self._parameters
+        filters: Any = self._no_filters if self.bank is None else self.bank._parameters["weight"]
+        common = Common(filters, own["skip"], *self.weights.matrix())
         system: Invariant | Selective
         if self.selective:
-            system = Selective(self.log_rate, self.step_weight, self.step_bias, self.linear_select.weight)
+            select = self.linear_select.weight
+            system = Selective(own["log_rate"], own["step_weight"], own["step_bias"], select)
         else:
-            system = Invariant(self.log_rate, self.log_step, self.read)
+            system = Invariant(own["log_rate"], own["log_step"], own["read"])
         history, h = state.history.flatten(0, -3), state.h.flatten(0, -4)
         at_reset, there = (None if flag is None else flag[:, 0] for flag in (reset, mask))
         one, normalize = x[:, 0].contiguous(), self.weights.kind == "softmax"
-        found = scale_step(one, common, system, history, h, at_reset, there, normalize)
+        found = scale_step(one, (*common, *system), self._arrays, history, h, at_reset, there, normalize)
         if found is None:
             return None
         z, history, h = found
@@ -311,7 +313,7 @@ class ScaleWeights(nn.Module):
     def matrix(self) -> tuple[Tensor, Tensor]:
         """Matrix `(M, D)`, or `(0, D)` where nothing depends on the input, and bias `(M,)`."""
         if self.kind == "static":
-            return self.static.new_empty(0, self.width), self.static
+            return self.static[:0, None].expand(0, self.width), self.static
         return self.linear.weight, self.linear.bias
 
     def at(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T M *D"]:
