@@ -70,6 +70,7 @@ def test_pictures(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Turns("AO", (2, 2), {0: Life([0, 1] * 50, [1, 1, 0, 0] * 25)}).write(log)
     assert main(["measure", "plasticity", str(log), "--figure", str(drawn)]) == 0
     assert "bits per index" in drawn.read_text() and "flow between" not in drawn.read_text()
+    capsys.readouterr()
     assert "cannot be written" in refused(capsys, str(log), "--figure", str(log / "inside.svg"))
 
 

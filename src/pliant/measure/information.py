@@ -54,7 +54,7 @@ def directed_information(law: Law | Flow, source: Named, sink: Named, delayed: b
         UsageError: both are of the same player, or a window is not within the stream.
     """
     windows = dict((source, sink))
-    if set(windows) != {"A", "O"} or len(windows) != 2:
+    if set(windows) != {"A", "O"}:
         raise UsageError(f"directed_information: source {source[0]!r} and sink {sink[0]!r}, expected A and O or O and "
                          "A")  # fmt: skip
     sides: tuple[Side, ...] = ("before" if source[0] == "A" else "after", *(() if delayed else ("same",)))
