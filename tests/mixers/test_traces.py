@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pliant.core import leaves, seeded
 from pliant.core.state import map_state
+from pliant.kernels._lru_traces import lru_traces
 from pliant.mixers import LRU, RGLRU, S6, GatedLRU, SequenceMixer
 
 EXACT = {
@@ -287,3 +288,22 @@ def test_own_is_most_of_what_flows_through_the_input_map() -> None:
              for kind in ("exact", "own", "instant")}  # fmt: skip
     cosines = {kind: float(torch.cosine_similarity(g, expected, dim=0)) for kind, g in found.items()}
     assert cosines["exact"] > 1 - 1e-12 and 0.9 < cosines["own"] < 1 and cosines["instant"] < cosines["own"] - 0.05
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_the_fast_form_for_rotating_states_is_the_readable_one(length: int) -> None:
+    random = torch.Generator().manual_seed(length)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, 2, generator=random, dtype=torch.float64)
+
+    x, u, h0, e, rows = draw(3, length, 2, 4)[..., 0], *map(torch.view_as_complex, (
+        draw(3, length, 2, 5), draw(3, 2, 5), draw(3, 2, 5), draw(3, 2, 4, 5)))  # fmt: skip
+    a, gain = torch.view_as_complex(draw(5)), torch.rand(5, generator=random, dtype=torch.float64)
+    for flagged in (False, True):
+        reset, mask = (torch.rand(3, length, generator=random) < share if flagged else None for share in (0.2, 0.7))
+        if mask is not None:
+            x, u = torch.where(mask[..., None, None], x, 0), torch.where(mask[..., None, None], u, 0)
+        slow, fast = (lru_traces(x, u, a / 2, gain, h0, e, rows, reset, mask, form=form) for form in ("loop", "numba"))
+        for one, two in zip(fast, slow, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-13)

@@ -143,7 +143,7 @@ class Sink:
         self.parts: tuple[Tensor, ...] = ()
         self.names: frozenset[int] = frozenset()
         self.taken: list[Taken] | None = None
-        """Passes whose gradients were taken, if somebody wants to know."""
+        """Passes whose gradients were taken, or that have none, if somebody wants to know."""
 
     def __reduce__(self) -> Any:
         return Sink, ()
@@ -206,7 +206,10 @@ class Sink:
 
 
 class Taken(NamedTuple):
-    """A pass with its gradients: of parameters in `flat`, of conv and h before it, block after block, in `states`."""
+    """A pass with its gradients: of parameters in `flat`, of conv and h before it, block after block, in `states`.
+
+    One without gradients has neither.
+    """
 
     call: "_Call"
     flat: Tensor
@@ -387,6 +390,8 @@ def gated_block(
         y, *after = _Pass.apply(call, batch, steps, x, *floats, *inputs)
     else:
         y, after = call.forward(x, batch, steps)
+        if (sinks := getattr(_sinks, "open", ())) and sinks[-1].taken is not None:
+            sinks[-1].taken.append(Taken(call, torch.empty(0), []))
     return y, list(zip(after[::3], after[1::3], after[2::3], strict=True))
 
 

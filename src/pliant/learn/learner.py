@@ -271,7 +271,7 @@ class Learner(Predictor):
             return
         assert self.traces is not None
         if not carried:
-            self.traces.carry(self.model, questions)
+            self.traces.carry(self.model, questions, self._sink)
         for asked in questions:
             time = asked.question.time
             del self._asked[time]

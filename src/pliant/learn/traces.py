@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pliant.core import UsageError, detach, put, take
 from pliant.core.state import map_state, nbytes
-from pliant.kernels._gated_block import Sink
+from pliant.kernels._gated_block import Sink, Taken
 from pliant.learn.rules import Asked, Together, Trace, streams_of, through
 from pliant.mixers import GatedLRU, SequenceMixer
 
@@ -105,30 +105,54 @@ class Traces:
         if not self._at_once or sum(asked.steps for asked in reached) > self.rule.chunk:
             return None
         together = Together.of(reached, inputs=True)
-        sink.taken = []
-        try:
-            nats, taken = descend(together), sink.taken
-        finally:
-            sink.taken = None
+        with _listening(sink) as taken:
+            nats = descend(together)
         if not math.isfinite(nats):
             if advance:
-                self.carry(model, reached)
+                self.carry(model, reached, sink)
             return nats
-        names = {id(mixer.lru.decay): name for name, mixer in self.mixers.items()}  # type: ignore[union-attr]
-        layers = [[names.get(id(decay), "") for decay in each.decays()] for each in taken]
-        if sorted(name for own in layers for name in own) != sorted(self.mixers):
-            self._at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
+        layers = self._layers(taken)
+        if layers is None:
             for parameter in model.parameters():
                 parameter.grad = None
             return None
         values = self._ready(reached, together.rows)
-        for each, own in zip(taken, layers, strict=True):
-            each.credit([values[name] for name in own])
+        for each, names in zip(taken, layers, strict=True):
+            each.credit([values[name] for name in names])
             if advance:
-                each.advance([values[name] for name in own])
+                each.advance([values[name] for name in names])
         if advance and together.rows is not None:
             self._keep(reached, together.rows, values)
         return nats
+
+    def carry(self, model: nn.Module, questions: Sequence[Asked], sink: Sink | None = None) -> None:
+        """Move the border over these questions."""
+        together = Together.of(questions, inputs=True)
+        pieces, state = _pieces(together, self.rule.chunk), together.before
+        with torch.no_grad():
+            if sink is not None and self._at_once and len(pieces) == 1:
+                with sink, _listening(sink) as taken:
+                    through(model, state, *pieces[0])
+                if (layers := self._layers(taken)) is not None:
+                    values = self._ready(questions, together.rows)
+                    for each, names in zip(taken, layers, strict=True):
+                        each.advance([values[name] for name in names])
+                    self._keep(questions, together.rows, values)
+                    return
+            traces = self._taken(together.rows)
+            for piece in pieces:
+                _, state, calls = self._through(model, state, piece)
+                traces = self._advanced(traces, calls)
+        self._keep(questions, together.rows, traces)
+
+    def _layers(self, taken: Sequence[Taken]) -> list[list[str]] | None:
+        """Names of the mixers in each of these passes; None if they do not have all that have traces, each once."""
+        names = {id(mixer.lru.decay): name for name, mixer in self.mixers.items()}  # type: ignore[union-attr]
+        layers = [[names.get(id(decay), "") for decay in each.decays()] for each in taken]
+        if sorted(name for own in layers for name in own) == sorted(self.mixers):
+            return layers
+        self._at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
+        return None
 
     def _ready(self, reached: Sequence[Asked], rows: Tensor | None) -> Values:
         """Traces that may be written to by their addresses; those of all streams, or a copy of those of `rows`."""
@@ -141,16 +165,6 @@ class Traces:
                 if not e.is_contiguous():
                     traces[part] = e.contiguous()
         return self._taken(rows)
-
-    def carry(self, model: nn.Module, questions: Sequence[Asked]) -> None:
-        """Move the border over these questions."""
-        together = Together.of(questions, inputs=True)
-        state, traces = together.before, self._taken(together.rows)
-        with torch.no_grad():
-            for piece in _pieces(together, self.rule.chunk):
-                _, state, calls = self._through(model, state, piece)
-                traces = self._advanced(traces, calls)
-        self._keep(questions, together.rows, traces)
 
     def grow(self, streams: int) -> None:
         """Room for more streams, of which nothing is known."""
@@ -269,6 +283,17 @@ def recording(mixers: Mapping[str, SequenceMixer]) -> Iterator[dict[str, Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _listening(sink: Sink) -> Iterator[list[Taken]]:
+    """The passes of which `sink` hears."""
+    taken: list[Taken] = []
+    sink.taken = taken
+    try:
+        yield taken
+    finally:
+        sink.taken = None
 
 
 def trace_bytes(model: nn.Module, rule: Trace, streams: int = 1, extra: tuple[int, ...] = ()) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
 from pliant.kernels import linear_scan
-from pliant.kernels._traces import Border, states_before, sum_of_products
+from pliant.kernels._lru_traces import lru_traces
 from pliant.mixers.base import SequenceMixer, over_steps, side_by_side, where_steps
 
 UNIFORM_EDGE = 1e-12
@@ -122,22 +122,18 @@ class LRU(SequenceMixer):
         x, state = self.start(x, state, reset, mask)
         kinds, wide = self.kinds(kinds), state.h.dtype
         x = side_by_side(x.to(wide))
-        shape = (*x.shape[:3], len(self.log_decay))
-        u = torch.complex(*(x @ part.to(wide).T * torch.exp(self.log_gain.to(wide)) for part in self.weight_in))
-        a = self.eigenvalues().expand(shape)
-        if mask is not None:
-            a = torch.where(over_steps(mask, a), a, 1)
-        border, gained = Border(a, reset), {}
-        if "exact" in (kinds["log_decay"], kinds["log_phase"]):
-            h0 = torch.view_as_complex(state.h.contiguous()).reshape(shape[0], *shape[2:])
-            before = states_before(a, u, h0, reset)
-            before = before if mask is None else torch.where(over_steps(mask, a), before, 0)
-            gained["eigenvalues"] = border.left(before).sum(1)
-        if kinds["weight_in"] == "exact":
-            left = border.left(torch.exp(self.log_gain.to(wide)).to(a.dtype).expand(shape))
-            gained["weight_in"] = sum_of_products(border.since(x).to(a.dtype), left)
-        past = {} if traces is None else {name: torch.view_as_complex(e) for name, e in traces.items()}
-        return {name: torch.view_as_real(border.onto(past.get(name), e)) for name, e in gained.items()}
+        batch, _, side, width = x.shape
+        gain, eigenvalues = torch.exp(self.log_gain.to(wide)), self.eigenvalues()
+        u = torch.complex(*(x @ part.to(wide).T * gain for part in self.weight_in))
+        h0 = torch.view_as_complex(state.h.contiguous()).reshape(batch, side, -1)
+        inputs = width if kinds["weight_in"] == "exact" else 0
+        before = {"eigenvalues": torch.zeros_like(h0), "weight_in": h0.new_zeros(batch, side, inputs, len(gain))}
+        if traces is not None:
+            before |= {name: torch.view_as_complex(e) for name, e in traces.items()}
+        after = lru_traces(x, u, eigenvalues, gain, h0, before["eigenvalues"], before["weight_in"], reset, mask)
+        found = dict(zip(("eigenvalues", "weight_in"), map(torch.view_as_real, after), strict=True))
+        wanted = {"eigenvalues": "exact" in (kinds["log_decay"], kinds["log_phase"]), "weight_in": inputs > 0}
+        return {name: e for name, e in found.items() if wanted[name]}
 
     def trace_gradients(self, traces: Mapping[str, Tensor], state: LRUState, dstate: LRUState) -> dict[str, Tensor]:
         if dstate.h is None:
