@@ -25,7 +25,7 @@ from pliant.measure.law import Law
 
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
 PER_PREFIX = 10
-"""Lives for each prefix that was seen, below which no verdict is "enough"."""
+"""Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
 UNSURE = 0.5
 """How far two corrections, of first order and the jackknife, may differ, in standard deviations of the estimate."""
 DENSE = 1 << 22
@@ -288,11 +288,12 @@ def estimate(
     random = np.random.default_rng(seed)
     both = [_Signs.of(lives.n, act, obs, sides_of(lives.order, source, mode)) for source in "AO"]
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    found = [_one(lives, signs, entropy, z, bootstrap, random) for signs in both]
+    seen = lives._counts.of(act[1], obs[1])
+    least = math.ceil(PER_PREFIX * (len(seen) + _unseen(seen)))
+    found = [_one(lives, signs, entropy, z, bootstrap, random, least) for signs in both]
     nulls = _nulls(lives, both, permutations, random)
     told = [one._replace(null=_mean(null), p=_share(null, one.plain)) for one, null in zip(found, nulls, strict=True)]
-    seen = len(lives._counts.of(act[1], obs[1]))
-    return Estimates(told[0], told[1], frame.bound(act, obs), len(lives), seen)
+    return Estimates(told[0], told[1], frame.bound(act, obs), len(lives), len(seen))
 
 
 class _Signs(NamedTuple):
@@ -324,8 +325,9 @@ class _Signs(NamedTuple):
 
 
 def _one(
-    lives: Lifetimes, signs: _Signs, entropy: Entropy, z: float, bootstrap: int, random: np.random.Generator
+    lives: Lifetimes, signs: _Signs, entropy: Entropy, z: float, bootstrap: int, random: np.random.Generator, least: int
 ) -> Estimate:
+    """One quantity; `least` lives are needed for the prefixes of the whole windows, rare ones of which bias it."""
     counts, lived = lives._counts, len(lives)
     weights = counts.counts / lived
     ratio, cells = np.zeros(len(weights)), list[tuple[float, np.ndarray]]()
@@ -343,17 +345,17 @@ def _one(
     variance = float((weights * (ratio - plain) ** 2).sum())
     if bootstrap:
         variance = max(0.0, lived * _resampled(counts, signs, lived, bootstrap, random) - freedom / (2 * lived))
-    most = max((seen for _, seen in cells), key=len, default=np.zeros(0))
+    kinds = max((len(seen) for _, seen in cells), default=0)
     # The ratios were fitted to these very lives, which makes them less spread than they are.
-    slope = variance / plain * lived / max(1, lived - len(most)) if plain > 1e-12 else 0.0
+    slope = variance / plain * lived / max(1, lived - kinds) if plain > 1e-12 else 0.0
     second = freedom / (2 * lived**2)
     low, high = _score(best, slope / lived, second, z)
     deviation = max((high - low) / (2 * z), math.sqrt(second))
     apart = abs(leaving_out - first_order)
     doubt = min(10.0, apart / deviation / UNSURE if deviation else 10.0) if apart > 1e-12 else 0.0
-    needed = max(PER_PREFIX * (len(most) + _unseen(most)), lived * doubt**2 if doubt > 1 else 0.0)
+    needed = max(least, math.ceil(lived * doubt**2) if doubt > 1 else 0)
     bits, below, above, plain = (value / math.log(2) for value in (best, max(0.0, low), max(0.0, high), plain))
-    return Estimate(bits, below, above, plain, null=math.nan, p=math.nan, needed=math.ceil(needed))
+    return Estimate(bits, below, above, plain, null=math.nan, p=math.nan, needed=needed)
 
 
 def _unseen(counts: np.ndarray) -> float:
