@@ -4,6 +4,7 @@ python benchmarks/multi_scale.py train --ledger     # needs the package mambapy
 python benchmarks/multi_scale.py forms --ledger     # forms of its kernels, forward and backward
 python benchmarks/multi_scale.py step --ledger
 python benchmarks/multi_scale.py age --ledger       # 100,000 steps of a stream
+python benchmarks/multi_scale.py digits --run FOLDER --ledger    # what `pliant reproduce ms-ssm --run FOLDER` found
 
 All by one thread. What is compared takes turns in one process, outputs are compared first, and figures are medians
 of processor time over the rounds. The peer of `train` has the same blocks and parameters; its bank is one depthwise
@@ -12,15 +13,17 @@ of processor time over the rounds. The peer of `train` has the same blocks and p
 
 import argparse
 import gc
+import json
 import resource
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from _ledger import append
+from _ledger import DOCS, append
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +33,7 @@ from pliant.mixers import MultiScaleSSM
 from pliant.mixers.multires import FilterBank
 from pliant.models import SequenceClassifier
 from pliant.models.blocks import Stack
+from pliant.recipes import ms_ssm
 
 BATCH, STEPS, WIDTH, DEPTH, LEVELS = 8, 1024, 128, 2, 3
 STREAM_DEPTH = 4
@@ -225,10 +229,29 @@ def age(steps: int) -> dict[str, float]:
     return figures
 
 
+def digits(folder: Path) -> dict[str, Any]:
+    """Accuracies of the arms over the seeds that all of them have; the trials go to docs/results/ms-ssm.jsonl."""
+    rows = {}
+    for line in (folder / "trials.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[row["key"]] = row["result"]
+    trials = [trial for trial in ms_ssm.trials("ten") if trial.key in rows]
+    seeds = [seed for seed in range(5) if sum(trial.seed == seed for trial in trials) == len(ms_ssm.ARMS)]
+    kept = [(trial, rows[trial.key]) for trial in trials if trial.seed in seeds]
+    lines = [{"name": trial.name, "seed": trial.seed, **result} for trial, result in kept]
+    (DOCS / "results" / "ms-ssm.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures: dict[str, Any] = {"seeds": len(seeds)}
+    for name in ms_ssm.ARMS:
+        figures[name] = [round(result["accuracy"], 3) for trial, result in kept if trial.name == name]
+    figures |= {claim.claim: f"{claim.ours}; {claim.spread}; {claim.verdict}" for claim in ms_ssm.judge(kept)}
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "forms", "step", "age"])
+    parser.add_argument("what", choices=["train", "forms", "step", "age", "digits"])
     parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="of digits: the folder of the reproduction")
     parser.add_argument("--ledger", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -246,6 +269,10 @@ def main() -> None:
         figures = step(options.rounds or 1000)
         holds = all(value < 1 for name, value in figures.items() if "whole, p50" in name)
         claim = f"one step of a classifier of {STREAM_DEPTH} MultiScaleSSM layers of width {WIDTH}, S = {LEVELS}, takes less than 1 ms at p50 on one core"  # noqa: E501
+    elif options.what == "digits":
+        figures = digits(options.run)
+        holds = "direction only" in figures[claim := ms_ssm.ORDER]
+        claim += ", on digits read pixel by pixel"
     else:
         steps = options.rounds or 100_000
         figures = age(steps)
@@ -255,8 +282,9 @@ def main() -> None:
         claim = f"{steps} steps of such a stream need no more memory than 1,000"
     for name, value in figures.items():
         print(f"{name:44} {value}")
+    command = f"python benchmarks/multi_scale.py {options.what}" + (" --run FOLDER" if options.run else "")
     if options.ledger:
-        append(claim, f"python benchmarks/multi_scale.py {options.what}", figures, holds=holds)
+        append(claim, command, figures, holds=holds)
 
 
 if __name__ == "__main__":

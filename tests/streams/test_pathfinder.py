@@ -16,7 +16,7 @@ SIDE, LENGTH, SIZES, CONTINUITY = 32, 4, Sizes(), 1.8
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
     random = numpy_generator(0, "test")
-    return [picture(random, SIDE, LENGTH, 2, CONTINUITY, SIZES) for _ in range(200)]
+    return [picture(random, SIDE, LENGTH, 2, CONTINUITY, SIZES) for _ in range(120)]
 
 
 def test_turns_have_the_published_density() -> None:

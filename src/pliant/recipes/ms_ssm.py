@@ -47,6 +47,7 @@ TABLES = {  # table 5 and, of the last, table 7: PTB-XL AUROC and ListOps %
     "the same rates in all scales": (0.928, 57.49),
 }
 WHOLE = (0.939, 63.04)
+ORDER = "the bank is worth more than weights from the input, and they more than the recurrence"
 
 
 class Layer(nn.Module):
@@ -132,7 +133,7 @@ def judge(results: Sequence[tuple[Trial, Result]]) -> list[Claim]:
         means = [statistics.mean(worth[name]) for name in parts]
         claims.append(
             Claim(
-                "the bank is worth more than weights from the input, and they more than the recurrence",
+                ORDER,
                 "ListOps: " + ", ".join(f"{WHOLE[1] - TABLES[name][1]:.2f}" for name in parts) + " points",
                 "read",
                 ", ".join(f"{100 * mean:.1f}" for mean in means) + " points",
