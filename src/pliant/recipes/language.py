@@ -304,8 +304,9 @@ def _answer(sample: dict[str, Any]) -> list[Tensor]:
     logs = lengths.log_softmax(-1)
     shares = logs.exp()
     truth = torch.nn.functional.one_hot(torch.tensor(target), len(pairs))
+    # Among choices code lengths are not those of the text, so no bytes belong to them.
     return [-logs[target], torch.tensor(best == target), shares.max(), torch.special.entr(shares).sum(),
-            (shares - truth).square().sum(), torch.tensor(len(texts[target].encode()))]  # fmt: skip
+            (shares - truth).square().sum(), torch.tensor(0)]  # fmt: skip
 
 
 def _target(said: str, texts: Sequence[str], best: int, accuracy: float | None) -> int:
