@@ -98,7 +98,7 @@ ALL = (Role.MATRIX, Role.EMBEDDING, Role.HEAD)
 PROJECTED = {"lr": 1e-2, "decay": 0.01, "project": 100}
 FREE = {"lr": 1e-2, "decay": 0.01, "project": 0}
 DECAYED = {"lr": 1e-2, "decay": 1.0, "project": 0}
-REWARMED = {"lr": 1e-2, "decay": 0.01, "project": 1, "low": 3e-4, "until": 4000, "ramp": 500}
+REWARMED = {"lr": 1e-2, "decay": 0.01, "project": 1, "low": 3e-4, "until": 4000, "ramp": 500, "stop": True}
 NORMED = {"lr": 1e-2, "decay": 0.0, "project": 1, "normed": True}
 SCALE_DECAYED = NORMED | {"scale_decay": 1.0}
 SETTINGS = {"projected": PROJECTED, "free": FREE, "decayed": DECAYED, "rewarmed": REWARMED, "normed": NORMED,
@@ -109,8 +109,9 @@ LENGTHS: dict[Scale, dict[str, int]] = {
     "hour": dict(zip(SETTINGS, (4000, 20_000, 4000, 20_000, 20_000, 20_000), strict=True)),
     "paper": dict.fromkeys(SETTINGS, 1_000_000),
 }
-SIZE = {"modulus": MODULUS, "share": SHARE, "batch": BATCH, "width": WIDTH, "normed": False, "scale_decay": 0.0}
-"""What settings are where they say nothing else."""
+SIZE = {"modulus": MODULUS, "share": SHARE, "batch": BATCH, "width": WIDTH, "normed": False, "scale_decay": 0.0,
+        "stop": False}  # fmt: skip
+"""What settings are where they say nothing else; with `stop` a run ends when the net has understood."""
 SMALL = {"modulus": 59, "share": 0.3, "batch": 256, "width": 64}
 
 
@@ -150,6 +151,8 @@ def run(trial: Trial, progress: Callable[[float, str], None]) -> Result:
             found["flipped"].append([step, 0.0 if units is None else round(flipped(units, now), 4)])
             units = now
             progress(step / settings["steps"], f"test accuracy {found['accuracy'][-1]:.3f}")
+            if settings["stop"] and found["accuracy"][-1] >= GROKKED:
+                break
     return found
 
 
