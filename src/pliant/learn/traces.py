@@ -307,7 +307,7 @@ def _fresh(traces: Traces, streams: int, extra: tuple[int, ...]) -> Values:
     found = {}
     for name, mixer in traces.mixers.items():
         state = mixer.init_state(1, extra)
-        x = torch.zeros(1, 0, *extra, mixer.width)
+        x = torch.zeros(1, 0, *extra, mixer.width, device=next(mixer.parameters()).device)
         one = mixer.advance_traces(None, x, state, traces.kinds[name])
         found[name] = {part: e.expand(streams, *e.shape[1:]) for part, e in one.items()}
     return found

@@ -1,0 +1,376 @@
+"""Learning rules beside each other: throughput, direction of gradients, credit at a distance.
+
+python benchmarks/traces.py throughput      # steps per second, width 128, two layers, batch 1, one core
+python benchmarks/traces.py cosines         # gradients of 1 to 8 layers against back-propagation through all
+python benchmarks/traces.py distance --cell copy:100:trace:0    # one cell of docs/results/traces.jsonl
+python benchmarks/traces.py distance --minutes 20               # the cells that are missing, cheap ones first
+python benchmarks/traces.py draw            # docs/rules.svg, and the figures in docs/rules.md
+python benchmarks/traces.py ledger          # lines of docs/ledger.jsonl about what is there
+python benchmarks/traces.py life --steps 10000000 --folder DIR  # a long life, to be killed and called again
+
+One thread throughout.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _ledger import DOCS, append
+from _traces_page import draw
+from torch import Tensor, nn
+
+from pliant.core import Answer, Question, categorical_nats, generator, nbytes, seeded
+from pliant.core.columns import Column, Columns
+from pliant.learn import Learner, Life, Rule, bptt, immediate, trace, trace_bytes
+from pliant.mixers import RGLRU
+from pliant.models import SequenceClassifier
+from pliant.models.table import TableModel
+from pliant.optim import adamw
+
+RESULTS = DOCS / "results" / "traces.jsonl"
+RULES: dict[str, Callable[[], Rule]] = {
+    "immediate": immediate,
+    "bptt 8": lambda: bptt(8),
+    "bptt 32": lambda: bptt(32),
+    "bptt 256": lambda: bptt(256),
+    "trace 1": lambda: trace(1),
+    "trace": trace,
+}
+
+
+# Steps per second.
+
+
+def table_learner(rule: Rule) -> Learner:
+    columns = Columns("classify", tuple(Column(f"x{i}", "number", ()) for i in range(8)), ("t",), ("0", "1"),
+                      label_as_input=False)  # fmt: skip
+    with seeded(0):
+        model = TableModel(columns, width=128, depth=2, mixer_options={"num_heads": 4, "depth": 2})
+    return Learner(model, adamw(model, 1e-3), rule, streams=1)
+
+
+def timed(learner: Learner, steps: int, start: int) -> float:
+    """Steps per second of asking and learning, one row at a time."""
+    random = generator(start, "rows")
+    targets = torch.randint(2, (steps, 1, 1), generator=random)
+    inputs = torch.randn(steps, 1, 1, 9, generator=random, dtype=torch.float64)
+    inputs[..., -1] = targets
+    yes, rows = torch.ones(1, 1, dtype=torch.bool), torch.arange(1)
+    began = time.perf_counter()
+    for t in range(steps):
+        learner.predict(Question(inputs[t], ~yes, yes, start + t, rows))
+        learner.learn(Answer(targets[t], yes, yes, start + t, rows))
+    return steps / (time.perf_counter() - began)
+
+
+def throughput(rounds: int) -> None:
+    names = ["immediate", "trace 1", "trace", "bptt 32"]
+    learners, found = {name: table_learner(RULES[name]()) for name in names}, {name: [] for name in names}
+    for i in range(rounds + 1):  # the first one warms up
+        for name, learner in learners.items():
+            rate = timed(learner, 200 if name == "bptt 32" else 600, 1000 * i)
+            found[name] += [rate] if i else []
+    figures: dict[str, Any] = {
+        f"steps a second, {name}": round(statistics.median(rates)) for name, rates in found.items()
+    }
+    figures["KB of traces"] = round(trace_bytes(learners["trace"].model, trace()) / 1000)
+    figures["rounds"] = rounds
+    command = f"python benchmarks/traces.py throughput --rounds {rounds}"
+    append("trace(): at least 2,000 steps a second, width 128, two layers, batch 1, learning from every step", command,
+           figures, holds=figures["steps a second, trace"] >= 2000,
+           note="one update for each chunk of 16 steps; trace 1 makes one at every step")  # fmt: skip
+    append("The same with an update at every step, trace(1)", command, figures,
+           holds=figures["steps a second, trace 1"] >= 2000,
+           note="most of a step are the optimizer, clipping and passes over 310,000 parameters")  # fmt: skip
+    append("A step of trace() takes no more than three of bptt(1)", command, figures,
+           holds=figures["steps a second, trace 1"] * 3 >= figures["steps a second, immediate"])  # fmt: skip
+
+
+# Directions of gradients.
+
+GROUPS = {"recurrent": ("mixer.lru", "mixer.conv"), "input maps": ("mixer.linear_x",), "all": ("",)}
+
+
+def gradient(
+    rule: Rule | None, model: SequenceClassifier, x: Tensor, targets: Tensor, use: Tensor
+) -> dict[str, Tensor]:
+    """Of the sum of all losses in use; None means through the whole past."""
+    steps, rows = x.shape[1], torch.arange(len(x))
+    names = dict(model.named_parameters())
+    if rule is None:
+        output, _ = model(x, model.init_state(len(x)))
+        total = model.nats(output[:, use], targets[:, use]).sum()
+        return dict(zip(names, torch.autograd.grad(total, list(names.values())), strict=True))
+    found = {name: torch.zeros_like(p) for name, p in names.items()}
+    optimizer, learned, last = torch.optim.SGD(model.parameters(), 0.0), list[int](), list[Tensor]()
+    optimizer.register_step_pre_hook(lambda *_: last.extend(p.grad.clone() for p in names.values()))  # type: ignore[union-attr]
+    learner = Learner(model, optimizer, rule, clip_norm=None)
+    yes, no = torch.ones(len(x), 1, dtype=torch.bool), torch.zeros(len(x), 1, dtype=torch.bool)
+    for t in range(steps):
+        learner.predict(Question(x[:, t : t + 1], no, yes, t, rows))
+        record = learner.learn(Answer(targets[:, t : t + 1], yes, yes if use[t] else no, t, rows))
+        if record.outcome == "updated":
+            learned.append(record.learned)
+            for name, g in zip(names, last, strict=True):
+                found[name] += record.learned * g
+        last.clear()
+    assert sum(learned) == len(x) * int(use.sum())
+    return found
+
+
+def cosines(seeds: int) -> None:
+    """With losses at all of 256 steps, and with one at the last of 512."""
+    for last in (False, True):
+        steps = 512 if last else 256
+        rules: dict[str, Rule] = {"bptt 1": bptt(1), "bptt 32": bptt(32)} | ({"bptt 256": bptt(256)} if last else {})
+        rules |= {f"trace {chunk}": trace(chunk) for chunk in (1, 16, 32)}
+        figures: dict[str, Any] = {}
+        for depth in (1, 2, 4, 8):
+            found: dict[tuple[str, str], list[float]] = {}
+            for seed in range(seeds):
+                with seeded(seed):
+                    options = {"num_heads": 2, "depth": depth}
+                    model = SequenceClassifier(4, 2, width=16, depth=depth, mixer_options=options).double()
+                    model.head.linear.weight.data.normal_(std=0.25)
+                random = generator(seed, "cosines")
+                x = torch.randn(1, steps, 4, generator=random, dtype=torch.float64)
+                targets = torch.randint(2, (1, steps), generator=random)
+                use = torch.arange(steps) >= (steps - 1 if last else 0)
+                whole = gradient(None, model, x, targets, use)
+                for name, rule in rules.items():
+                    own = gradient(rule, model, x, targets, use)
+                    for group, begins in GROUPS.items():
+                        one, two = (torch.cat([g.flatten() for n, g in of.items() if any(b in n for b in begins)])
+                                    for of in (own, whole))  # fmt: skip
+                        found.setdefault((name, group), []).append(float(torch.cosine_similarity(one, two, dim=0)))
+            for (name, group), values in found.items():
+                figures[f"{name}, {depth} layers, {group}"] = round(statistics.mean(values), 3)
+            print(last, depth, {k: v for k, v in figures.items() if f"{depth} layers" in k}, flush=True)
+        write({"kind": "cosines", "last": last, "seeds": seeds, "steps": steps, "figures": figures})
+
+
+# Credit at a distance.
+
+
+Episode = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Inputs `(B, L, 3)`: a bit as ±1 where it counts and noise elsewhere, a mark where it counts, a mark where it is asked
+for; targets; use; reset."""
+
+
+def episode(marked: Sequence[int], asked: Sequence[int], length: int, streams: int, random: torch.Generator) -> Episode:
+    """Bits at `marked`, asked for in turn, in noise that adds up to twice a bit: gates have to learn what to let in."""
+    bits = torch.randint(2, (streams, length), generator=random)
+    x, targets, use = (
+        torch.zeros(streams, length, 3),
+        torch.zeros(streams, length, dtype=torch.int64),
+        torch.zeros(length),
+    )
+    x[..., 0] = torch.randn(streams, length, generator=random) * 2 * length**-0.5
+    x[:, marked, 0], x[:, marked, 1], x[:, asked, 2] = 2.0 * bits[:, marked] - 1, 1.0, 1.0
+    targets[:, asked], use[asked] = bits[:, marked], 1
+    return x, targets, use.bool().expand(streams, -1), (torch.arange(length) == 0).expand(streams, -1)
+
+
+def recall(distance: int, streams: int, random: torch.Generator) -> Episode:
+    """One marked bit near the beginning, asked for `distance` steps later."""
+    return episode([2], [distance + 2], distance + 4, streams, random)
+
+
+def copying(distance: int, streams: int, random: torch.Generator) -> Episode:
+    """Three marked bits, said again `distance` steps later."""
+    return episode([2, 3, 4], [distance + 2, distance + 3, distance + 4], distance + 6, streams, random)
+
+
+def questions(task: str, distance: int, streams: int, seed: int, steps: int) -> Iterator[tuple[Tensor, ...]]:
+    """Episodes one after the other, 16 steps at a time."""
+    random, held = generator(seed, task), tuple[Tensor, ...]()
+    for _ in range(steps // LENGTH):
+        while not held or held[0].shape[1] < LENGTH:
+            new = TASKS[task](distance, streams, random)
+            held = tuple(torch.cat(pair, 1) for pair in zip(held, new, strict=True)) if held else new
+        yield tuple(part[:, :LENGTH] for part in held)
+        held = tuple(part[:, LENGTH:] for part in held)
+
+
+class Unit(nn.Module):
+    """Three inputs, an RG-LRU of 16 units that remember from a quarter of the distance to four times, two classes."""
+
+    def __init__(self, distance: int, width: int = 16):
+        super().__init__()
+        self.embed = nn.Linear(3, width)
+        # The decay of a unit is about the fourth power of its radius.
+        self.unit = RGLRU(width, 2, (1 - 4 / max(distance, 8)) ** 0.25, (1 - 0.25 / distance) ** 0.25)
+        self.head = nn.Linear(width, 2)
+
+    def init_state(self, batch: int, extra: tuple[int, ...] = ()) -> Any:
+        return self.unit.init_state(batch, extra)
+
+    def forward(self, x: Tensor, state: Any, *, reset: Tensor, mask: Tensor) -> tuple[Tensor, Any]:
+        h, state = self.unit(self.embed(x), state, reset=reset, mask=mask)
+        return self.head(h), state
+
+    def nats(self, output: Tensor, targets: Tensor) -> Tensor:
+        return categorical_nats(output, targets)
+
+
+LENGTH = 16
+TASKS = {"recall": recall, "copy": copying}
+EPISODES = {10: 500, 100: 400, 1000: 400, 10_000: 400}
+"""Of a cell, as many for each rule."""
+
+
+def cell(task: str, distance: int, rule: str, seed: int, streams: int = 16, rate: float = 3e-2) -> dict[str, Any]:
+    """Accuracy over the last fifth of a life, processor time of a step, and bytes that learning holds."""
+    with seeded(seed):
+        model = Unit(distance)
+    learner = Learner(model, torch.optim.Adam(model.parameters(), rate), RULES[rule](), streams=streams)
+    steps, rows, held = EPISODES[distance] * distance, torch.arange(streams), 0
+    yes, right, answers, began = torch.ones(streams, LENGTH, dtype=torch.bool), 0, 0, time.process_time()
+    for i, (x, targets, use, reset) in enumerate(questions(task, distance, streams, seed, steps)):
+        output = learner.predict(Question(x, reset, yes, i, rows))
+        if i * LENGTH >= 0.8 * steps:
+            right += int((output.argmax(-1) == targets)[use].sum())
+            answers += int(use.sum())
+        learner.learn(Answer(targets, yes, use, i, rows))
+        held = max(held, bytes_held(learner)) if i % 97 == 96 else held
+    seconds = time.process_time() - began
+    return {"kind": "distance", "task": task, "distance": distance, "rule": rule, "seed": seed, "steps": steps,
+            "streams": streams, "accuracy": right / max(1, answers), "answers": answers, "bytes": held,
+            "microseconds a step": 1e6 * seconds / steps}  # fmt: skip
+
+
+def bytes_held(learner: Learner) -> int:
+    """Of traces, of the state before each question that is held, and of the activations of the steps of a pass."""
+    traces, rule = learner.traces, learner.rule
+    steps = traces.rule.chunk if traces else rule.window
+    assert learner.streams
+    # Of each step: what goes into the unit and comes out of it, both gates, and what they are the sigmoids of.
+    activations = 4 * steps * learner.streams * 6 * 16
+    return (traces.nbytes() if traces else 0) + activations + -(-steps // LENGTH) * nbytes(learner.memory)
+
+
+def cells() -> list[tuple[str, int, str, int]]:
+    order = ["trace", "bptt 32", "immediate", "bptt 256"]
+    return [(task, distance, rule, seed)
+            for seed in range(3) for distance in EPISODES for task in TASKS for rule in order
+            if distance < 1000 or rule != "immediate"
+            if distance < 10_000 or (task == "recall" and rule != "bptt 256" and seed == 0)]  # fmt: skip
+
+
+def known() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def write(record: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def distances(minutes: float) -> None:
+    done = {(r["task"], r["distance"], r["rule"], r["seed"]) for r in known() if r["kind"] == "distance"}
+    for which in cells():
+        if which not in done and time.process_time() < 60 * minutes:
+            record = cell(*which)
+            print(record, flush=True)
+            write(record)
+
+
+def ledger() -> None:
+    table: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for record in known():
+        if record["kind"] == "distance":
+            table.setdefault((record["task"], record["distance"], record["rule"]), []).append(record)
+    for task in TASKS:
+        figures: dict[str, Any] = {}
+        for (which, distance, rule), records in sorted(table.items(), key=lambda item: (item[0][1], item[0][2])):
+            if which == task:
+                figures[f"{distance} steps, {rule}"] = round(statistics.mean(r["accuracy"] for r in records), 3)
+        memory = {rule: max((r["bytes"] for (t, _, name), rs in table.items() if name == rule for r in rs), default=0)
+                  for rule in ("trace", "bptt 32", "bptt 256")}  # fmt: skip
+        figures |= {f"KB, {rule}": round(size / 1000) for rule, size in memory.items()}
+        solved = figures.get("1000 steps, trace", 0) > 0.9 and memory["trace"] < memory["bptt 32"]
+        append(f"{task}: trace() gives credit 1,000 steps back, with less memory than bptt(32)",
+               "python benchmarks/traces.py distance --minutes 20; ledger", figures, holds=solved,
+               note="accuracy over the last fifth, chance 0.5; one RG-LRU of 16 units, 16 streams")  # fmt: skip
+
+    for record in known():
+        if record["kind"] == "cosines":
+            where = "one loss, at the last of 512 steps" if record["last"] else "losses at all of 256 steps"
+            short = {k: v for k, v in record["figures"].items() if "recurrent" in k}
+            holds = all(short[f"trace 16, {d} layers, recurrent"] > short[f"bptt 32, {d} layers, recurrent"]
+                        for d in (1, 2, 4, 8))  # fmt: skip
+            append(f"The gradient of trace(16) is closer to that through the whole past than that of bptt(32); {where}",
+                   f"python benchmarks/traces.py cosines --seeds {record['seeds']}; ledger", short, holds=holds,
+                   note="cosines of gates, decay and convolution; width 16, at initialization")  # fmt: skip
+
+
+# A long life.
+
+
+def life(steps: int, folder: Path, every: int = 100_000) -> None:
+    """Memory, time per step and norms of traces along a life that may be killed at any moment."""
+    with seeded(0):
+        model = SequenceClassifier(3, 2, width=16, depth=2, mixer_options={"num_heads": 2})
+    this = Life(learner=Learner(model, adamw(model, 1e-3), trace(), streams=1), stream=Count())
+    if folder.exists() and any(folder.iterdir()):
+        this.load(folder)
+    rows, yes, no = torch.arange(1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
+    began = time.process_time()
+    while this.stream.step < steps:
+        t = this.stream.step
+        x = torch.randn(1, 1, 3, generator=generator(t, "life"))
+        this.learner.predict(Question(x, no, yes, t, rows))
+        this.learner.learn(Answer((x[..., 0] > 0).long(), yes, yes, t, rows))
+        this.stream.step += 1
+        if this.stream.step % every == 0:
+            traces = this.learner.traces
+            squares = (float(e.square().sum()) for part in traces.values.values() for e in part.values())
+            record = {"step": this.stream.step, "traces": traces.nbytes(), "norm": math.sqrt(sum(squares)),
+                      "bytes": int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
+                      "microseconds a step": 1e6 * (time.process_time() - began) / every}  # fmt: skip
+            print(json.dumps(record), flush=True)
+            this.save(folder)
+            began = time.process_time()
+
+
+class Count:
+    """How far a stream is."""
+
+    step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["throughput", "cosines", "distance", "draw", "ledger", "life"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--cell")
+    parser.add_argument("--steps", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, default=Path("run/traces"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.cell:
+        task, distance, rule, seed = given.cell.split(":")
+        write(cell(task, int(distance), rule, int(seed)))
+        return
+    {"throughput": lambda: throughput(given.rounds), "cosines": lambda: cosines(given.seeds),
+     "distance": lambda: distances(given.minutes), "draw": lambda: draw(known()), "ledger": ledger,
+     "life": lambda: life(given.steps, given.folder)}[given.what]()  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
