@@ -24,7 +24,7 @@ from pliant.measure.flow import Flow, Mode, Order, Side, Window, order_of, secon
 from pliant.measure.law import Law
 
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
-PER_PREFIX = 10
+PER_PREFIX = 15
 """Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
 UNSURE = 0.5
 """How far two corrections, of first order and the jackknife, may differ, in standard deviations of the estimate."""
