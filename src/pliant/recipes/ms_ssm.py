@@ -27,7 +27,7 @@ from pliant.recipes.reproduce import Claim, Reproduction, Result, Scale, Trial, 
 WIDTH, DEPTH, CLASSES, EPOCHS, BATCH, RATE = 32, 2, 10, 12, 50, 5e-3
 HELD_OUT = 360
 TAPS, STATES = 4, 20
-TRIAL_SECONDS = 40.0
+TRIAL_SECONDS = 16.0
 
 FULL = "whole"
 ARMS: dict[str, dict[str, Any]] = {
