@@ -213,8 +213,8 @@ def _table(head: list[str], rows: list[str]) -> str:
 
 
 def _table_of_lives(lines: list[Line]) -> str:
-    rows = []
-    for line in lines:
+    rows, names = [], list(systems())
+    for line in sorted(lines, key=lambda line: (names.index(line["system"]), line["act_window"], line["lives"])):
         (a, b), (c, d) = line["act_window"], line["obs_window"]
         for which in WHICH:
             one = line[which]
