@@ -250,6 +250,7 @@ def _figure(lines: list[Line]) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
+    from pliant.report.paint import plain
     from pliant.report.style import BLUE, ORANGE, STYLE
 
     with style.context(["default", STYLE]):
@@ -275,6 +276,8 @@ def _figure(lines: list[Line]) -> None:
         axes.set_xlabel("lives")
         axes.set_ylabel("trials whose interval holds the truth")
         axes.legend(frameon=False, loc="lower right")
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis, axes.xaxis):
+            axis.set_major_formatter(plain)
         figure.savefig(DOCS / "estimators.svg", metadata={"Date": None})
 
 
