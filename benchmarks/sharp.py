@@ -1,7 +1,7 @@
 """What sharp attention costs; and the table of max retrieval, its figure and docs/sharp.md.
 
 python benchmarks/sharp.py overhead        # time and largest array of attention over 4,096 keys, CPU, one thread
-python benchmarks/sharp.py take FOLDER     # a finished run of pliant reproduce sharp, into docs/results/sharp.json
+python benchmarks/sharp.py take FOLDER ... # finished runs of pliant reproduce sharp, into docs/results/sharp.json
 python benchmarks/sharp.py page            # draw the figure and the tables of docs/sharp.md again
 
 Overhead: attention in strips with weights by softmax and by each of the others in turn, medians of processor time over
@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pliant.core import generator
 from pliant.kernels import adaptive_softmax, perplexity_softmax, sharp_attention, ssmax
-from pliant.recipes.reproduce import Trial, reproduce
-from pliant.recipes.sharp import PAPER, SHARPNESS, SIZES, mean, weightings
+from pliant.recipes.reproduce import Trial
+from pliant.recipes.sharp import PAPER, SIZES, judge, mean, weightings
 from pliant.report.labels import label_ends
 from pliant.report.paint import Line, svg
 from pliant.report.style import BLUE, DASHED, DOTTED, ORANGE, PALETTE
@@ -118,36 +118,33 @@ def tell_overhead(found: dict[str, Any]) -> None:
 # Max retrieval
 
 
-def take(folder: Path, scale: Any = "ten") -> None:
-    """Claims and trials of a finished run; nothing is run again, and each claim is a line of the ledger."""
-    claims = reproduce(SHARPNESS, scale, folder, tell=print)["claims"]
-    rows = [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+def take(*folders: Path) -> None:
+    """Trials of finished runs, a seed in each or several, into a file; each claim is a line of the ledger."""
+    lines = [line for folder in folders for line in (folder / "trials.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
     trials = [dict(zip(("name", "settings", "seed"), json.loads(row["key"]), strict=True)) | {"result": row["result"]}
               for row in rows]  # fmt: skip
-    FILE.write_text(json.dumps({"claims": claims, "trials": trials}, indent=1) + "\n")
-    for claim in claims:
+    FILE.write_text(json.dumps({"trials": trials}, indent=1) + "\n")
+    for claim in judge(results()):
         append(
-            claim["claim"], f"pliant reproduce sharp --scale {scale}",
-            {name: claim[name] for name in ("ours", "spread", "paper", "seeds")},
-            holds=claim["verdict"] == "reproduced", note=claim["verdict"],
+            claim.claim, "pliant reproduce sharp --scale ten",
+            {"ours": claim.ours, "spread": claim.spread, "paper": claim.paper, "seeds": claim.seeds},
+            holds=claim.verdict == "reproduced", note=claim.verdict,
         )  # fmt: skip
 
 
-def results() -> dict[str, list[tuple[Trial, Any]]]:
-    """Trials by name."""
-    found: dict[str, list[tuple[Trial, Any]]] = {}
-    for row in json.loads(FILE.read_text())["trials"]:
-        trial = Trial(row["name"], row["settings"], row["seed"])
-        found.setdefault(trial.name, []).append((trial, row["result"]))
-    return found
+def results() -> list[tuple[Trial, Any]]:
+    """Trials with their results."""
+    return [(Trial(row["name"], row["settings"], row["seed"]), row["result"])
+            for row in json.loads(FILE.read_text())["trials"]]  # fmt: skip
 
 
-def table(found: dict[str, list[tuple[Trial, Any]]]) -> str:
-    """Accuracy by size, of the paper and of both heads with every weighting."""
+def table(found: list[tuple[Trial, Any]]) -> str:
+    """Accuracy by size, of the paper and of both heads with every weighting, means over seeds."""
     lines = ["| | " + " | ".join(f"{size:,}" for size in SIZES) + " |", "| --- |" + " ---: |" * len(SIZES)]
     lines += [_line(f"paper, {name}", values) for name, values in PAPER.items()]
-    for head, runs in found.items():
-        lines += [_line(f"{head}, {name}", mean(runs, name)) for name in weightings(1.0)]
+    for head in ("plain", "refit"):
+        lines += [_line(f"{head}, {name}", mean(found, head, name)) for name in weightings(1.0)]
     return "\n".join(lines)
 
 
@@ -155,7 +152,7 @@ def _line(name: str, values: Any) -> str:
     return f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
 
 
-def draw(found: dict[str, list[tuple[Trial, Any]]]) -> str:
+def draw(found: list[tuple[Trial, Any]]) -> str:
     """Accuracy against items."""
     import numpy as np
     from matplotlib.ticker import FuncFormatter
@@ -168,11 +165,11 @@ def draw(found: dict[str, list[tuple[Trial, Any]]]) -> str:
         return Line(label, x, np.array(values), color, strong, dashes)
 
     lines = [
-        line("sharp head, perplexity", mean(found["sharp"], "perplexity"), BLUE, strong=True),
-        line("sharp head, hardmax", mean(found["sharp"], "hardmax"), "#666666", dashes=DOTTED),
-        line("sharp head, softmax", mean(found["sharp"], "softmax"), BLUE, dashes=DASHED),
-        line("plain head, adaptive", mean(found["plain"], "adaptive"), ORANGE),
-        line("plain head, softmax", mean(found["plain"], "softmax"), ORANGE, dashes=DASHED),
+        line("refit, perplexity", mean(found, "refit", "perplexity"), BLUE, strong=True),
+        line("refit, hardmax", mean(found, "refit", "hardmax"), "#666666", dashes=DOTTED),
+        line("refit, softmax", mean(found, "refit", "softmax"), BLUE, dashes=DASHED),
+        line("plain, adaptive", mean(found, "plain", "adaptive"), ORANGE),
+        line("plain, softmax", mean(found, "plain", "softmax"), ORANGE, dashes=DASHED),
         line("paper, adaptive", PAPER["adaptive"], PALETTE[2], dashes=DOTTED),
     ]
 
@@ -206,7 +203,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(found, indent=1))
         tell_overhead(found)
     elif arguments[:1] == ["take"]:
-        take(Path(arguments[1]), *arguments[2:])
+        take(*map(Path, arguments[1:]))
     elif arguments[:1] == ["page"]:
         page()
     else:

@@ -13,8 +13,6 @@ from pliant.recipes.reproduce import Result, Trial, reproduce
 from pliant.recipes.sharp import (
     HARD,
     PAPER,
-    PLAIN,
-    SHARP,
     SHARPNESS,
     SIZES,
     MaxRetrieval,
@@ -22,6 +20,7 @@ from pliant.recipes.sharp import (
     choose_items,
     draw,
     judge,
+    refit,
     run,
     train,
     trials,
@@ -45,9 +44,9 @@ def test_the_folded_head_is_the_one_described() -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     sets = draw(5, 7, generator(0, "test"))
     expected = as_described(model, *sets[:3])
-    torch.testing.assert_close(model(sets)[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(sets), expected, atol=1e-4, rtol=1e-4)
     units = model.units(sets.priorities, sets.classes)
-    e = model.logits(units, sets.queries)
+    e = model.logits(units, model.key(sets.queries))
     said = model.read(torch.stack([way(e) for way in weightings(2.0).values()], 1), units)
     torch.testing.assert_close(said[:, 0], expected, atol=1e-4, rtol=1e-4)
     assert said.shape == (5, len(weightings(2.0)), 10)
@@ -63,67 +62,75 @@ def test_the_answer_is_the_class_of_the_largest() -> None:
     model.units = lambda priorities, classes: torch.cat(  # type: ignore[method-assign]
         [priorities[..., None], torch.nn.functional.one_hot(classes, 10)], -1
     )
-    model.logits = lambda units, queries: 1000 * units[..., 0]  # type: ignore[method-assign]
+    model.logits = lambda units, key: 1000 * units[..., 0]  # type: ignore[method-assign]
     model.read = lambda weights, units: weights @ units[..., 1:]  # type: ignore[method-assign]
     ways = {"hard": weightings(1.2)[HARD], "perplexity": weightings(1.2)["perplexity"],
             "equal": lambda e: torch.full_like(e, 1 / e.shape[-1])}  # fmt: skip
-    found = accuracies(model, 512, ways, generator(0, "ask"), sets=400)
+    found = accuracies(model, 512, ways, generator(0, "ask"))
     assert found["hard"] == 100 and found["perplexity"] > 95 and found["equal"] < 25
 
 
-@pytest.mark.parametrize("settings", [PLAIN, SHARP])
-def test_twenty_updates_of_the_published_configuration(settings: dict[str, Any]) -> None:
-    assert [trial.settings["steps"] for trial in trials("paper")] == [100_000] * 10 + [200_000] * 10
-    assert len(trials("hour")) == 10
-    model = train(settings | {"steps": 20}, 0)
-    assert choose_items(model, 0) >= 1.05 if settings is SHARP else True
+def test_twenty_updates_of_the_published_configuration() -> None:
+    assert [trial.settings["steps"] for trial in trials("paper")] == [100_000] * 10
+    assert len(trials("hour")) == 5
+    model = train(20, 0)
+    assert choose_items(model, None, 0) >= 1.05
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_logits_that_do_not_tell_classes_are_learned() -> None:
-    sets = draw(64, 16, generator(0, "test"))
-    other = sets.classes.roll(1, 1)
-
-    def told(settings: dict[str, Any]) -> float:
-        model = train(settings | {"steps": 150}, 0)
-        with torch.no_grad():
-            one, two = (model.logits(model.units(sets.priorities, c), sets.queries) for c in (sets.classes, other))
-        return float((one - two).std() / one.std())
-
-    assert told(SHARP) < 0.5 * told(SHARP | {"swap": 0.0})
+def test_a_refit_takes_classes_out_of_logits_and_leaves_priorities() -> None:
+    model = train(100, 0)
+    keys = refit(model, generator(0, "refit"))
+    sets = draw(16, 64, generator(0, "test"))
+    with torch.no_grad():
+        key = model.key(sets.queries)
+        other = (key.double() @ keys).float()
+        dealt = sets.classes.roll(1, 1)
+        (e, before), (changed, after) = (
+            [model.logits(model.units(sets.priorities, classes), k) for k in (key, other)]
+            for classes in (sets.classes, dealt)
+        )
+        by_class = torch.stack([
+            model.logits(model.units(sets.priorities, torch.full_like(dealt, c)), key) for c in range(10)
+        ])  # fmt: skip
+    assert (before - after).std() < 1e-3 * (e - changed).std()
+    # What is left is the mean over classes.
+    means = by_class.mean(0)
+    assert (before - means).std() < 1e-2 * means.std()
 
 
 def table(softmax: list[float], adaptive: list[float], perplexity: list[float]) -> Result:
-    return {"items": 2.0, "softmax": softmax, "adaptive": adaptive, "perplexity": perplexity, HARD: perplexity}
+    head = {"softmax": softmax, "adaptive": adaptive, "perplexity": perplexity, HARD: perplexity}
+    return {"items": {"plain": 2.0, "refit": 2.0}, "plain": head, "refit": head}
 
 
 def test_the_judge_reads_tables() -> None:
-    plain, sharp = (
-        Trial(name, settings | {"steps": 5000}, 0) for name, settings in (("plain", PLAIN), ("sharp", SHARP))
-    )
+    trial = Trial("head", {"steps": 5000}, 0)
     paper = [list(PAPER[name]) for name in ("softmax", "adaptive")]
     good = [99.0] * 7 + [96.0] * 4
-    claims = judge([(plain, table(*paper, good)), (sharp, table(*paper, good))])
+    claims = judge([(trial, table(*paper, good))])
     assert [claim.verdict for claim in claims] == ["reproduced", "direction only", "reproduced"]
     assert "53.8" in claims[0].paper and "most at 1,024" in claims[1].ours
     more = [a + 6 * (i in (4, 6)) for i, a in enumerate(paper[0])]
-    low = [*good[:-1], 79.0]
-    found = judge([(plain, table(paper[0], more, good)), (sharp, table(*paper, low))])
+    found = judge([(trial, table(paper[0], more, [*good[:-1], 79.0]))])
     assert [claim.verdict for claim in found[1:]] == ["reproduced", "direction only"]
+    # The worst of several seeds counts.
+    found = judge([(trial, table(*paper, good)), (trial, table(*paper, [*good[:6], 94.0, *good[7:]]))])
+    assert found[2].verdict == "direction only" and found[2].seeds == 2
     flat = table([90.0] * 11, [90.0] * 11, [20.0] * 11)
-    assert [claim.verdict for claim in judge([(plain, flat), (sharp, flat)])] == ["not reproduced"] * 3
+    assert [claim.verdict for claim in judge([(trial, flat)])] == ["not reproduced"] * 3
 
 
 def test_the_command_says_what_it_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "sharp", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["trials"]
-    assert [(trial["name"], trial["settings"]["steps"]) for trial in found] == [("plain", 5000), ("sharp", 10_000)]
+    assert [(trial["name"], trial["settings"]["steps"]) for trial in found] == [("head", 5000)]
 
 
 @pytest.mark.slow
 def test_a_trial_has_a_row_for_each_weighting() -> None:
-    found = run(Trial("sharp", SHARP | {"steps": 20}, 0), lambda share, word: None)
-    assert all(len(found[name]) == len(SIZES) for name in weightings(1.0))
+    found = run(Trial("head", {"steps": 20}, 0), lambda share, word: None)
+    assert all(len(found[head][way]) == len(SIZES) for head in ("plain", "refit") for way in weightings(1.0))
 
 
 @pytest.mark.slow
@@ -132,4 +139,4 @@ def test_check_14_accuracy_falls_and_adaptive_softmax_gains(tmp_path: Any) -> No
     claims = reproduce(SHARPNESS, "ten", tmp_path)["claims"]
     # How much is gained depends on the seed: 2 points at 256 and 5 at 1,024 in some, less in others.
     assert claims[0]["verdict"] != "not reproduced" != claims[1]["verdict"]
-    assert claims[2]["verdict"] != "not reproduced"
+    assert claims[2]["verdict"] == "reproduced"
