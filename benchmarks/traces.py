@@ -298,8 +298,8 @@ def ledger() -> None:
         solved = figures.get("1000 steps, trace", 0) > 0.9 and memory["trace"] < memory["bptt 32"]
         append(f"{task}: trace() gives credit 1,000 steps back, with less memory than bptt(32)",
                "python benchmarks/traces.py distance --minutes 20; ledger", figures, holds=solved,
-               note="accuracy over the last fifth, chance 0.5; one RG-LRU of 16 units, 16 streams")  # fmt: skip
-
+               note="accuracy over the last fifth, chance 0.5; one RG-LRU of 16 units, whose input map has no traces, "
+               "16 streams, at most 500 episodes")  # fmt: skip
     for record in known():
         if record["kind"] == "cosines":
             where = "one loss, at the last of 512 steps" if record["last"] else "losses at all of 256 steps"

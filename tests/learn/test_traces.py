@@ -135,6 +135,7 @@ def test_updates_add_up_to_the_gradient_through_the_whole_past(case: Any) -> Non
     compare(ours, here)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["RGLRU", "LRU", "S6"])
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_the_same_for_other_recurrences(mixer: str, chunk: int) -> None:
@@ -235,6 +236,7 @@ def test_missing_answers_move_the_border_and_teach_nothing() -> None:
             torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-11, msg=name)
 
 
+@pytest.mark.slow
 def test_a_question_that_nobody_answers_is_waited_for_only_so_long() -> None:
     here = world(60)
     ours = learner(trace(2), remember=8)
@@ -310,6 +312,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_border() -> None:
         assert e.equal(other.traces.values["stack.blocks.0.mixer"][part])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd", "kept"])
 def test_it_learns_with_any_optimizer_and_keeper_and_recomputed_memory(kind: str) -> None:
     here = world(60)
@@ -383,6 +386,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
         ours.learn(answer)
 
 
+@pytest.mark.slow
 def test_frozen_layers_have_no_traces_and_pass_errors_on() -> None:
     here = world(10)
     plain, frozen = learner(trace(1, policy=WHOLE), depth=2), model(2)
@@ -425,6 +429,7 @@ def test_a_single_pass_has_the_traces_of_all_layers(chunk: int, every: int | Non
             torch.testing.assert_close(lives[0].traces.values[name][part], e, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [0, 3])
 def test_a_table_is_learned_by_traces_without_autograd(groups: int) -> None:
     here, lives = table(40, 1, 2, 0, groups, seed=5, missing=0.2), []

@@ -276,6 +276,7 @@ def test_sizes_are_those_that_were_promised() -> None:
     assert not numbers(lambda: GatedLRU(4), none)
 
 
+@pytest.mark.slow
 def test_own_is_most_of_what_flows_through_the_input_map() -> None:
     """online-gradients.md 2.2: better than nothing by far, not all of it."""
     with seeded(1):
