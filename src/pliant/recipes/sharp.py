@@ -146,7 +146,7 @@ def refit(model: MaxRetrieval, random: torch.Generator) -> Tensor:
     """R `(129, 129)`, float64: key R is the key whose logits are nearest to their means over classes.
 
     With units g of an item, 1 among them, and their means m over the classes at its priority, R minimizes
-    E (g·(R k) - m·k)² for every key k: (E g gᵀ) R = E g mᵀ.
+    E (g·(k R) - m·k)² for every key k: (E g gᵀ) Rᵀ = E g mᵀ.
     """
     priorities = torch.rand(PROBES, 1, generator=random).expand(-1, CLASSES)
     units = model.units(priorities, torch.arange(CLASSES).expand(PROBES, -1)).double()
