@@ -216,11 +216,11 @@ def _figure(nets: dict[str, Runs]) -> None:
                 _paint(axes, arms, base)
             axes.set_xlabel("plastic: accuracy on new tasks, late in life →")
             axes.set_ylabel("stable: kept accuracy on old tasks →")
-            handles = [Line2D([], [], color="#666666", marker=MARKS[memory], linestyle="", label=NAMES[memory])
-                       for memory in MARKS]  # fmt: skip
-            handles += [Line2D([], [], color=color, linewidth=3, label=base)
-                        for base, color in COLORS.items() if any(arm[0] == base for arm in arms)]  # fmt: skip
-            axes.legend(handles=handles, frameon=False, loc="best", ncols=2, fontsize=8.5, labelcolor="#444444")
+        handles = [Line2D([], [], color="#666666", marker=MARKS[memory], linestyle="", label=NAMES[memory])
+                   for memory in MARKS]  # fmt: skip
+        handles += [Line2D([], [], color=color, linewidth=3, label=base) for base, color in COLORS.items()]
+        figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=6, fontsize=8.5,
+                      labelcolor="#444444")  # fmt: skip
         figure.savefig(DOCS / "returning.svg", metadata={"Date": None})
 
 
