@@ -198,6 +198,8 @@ def _parities(results: Sequence[tuple[Trial, dict[str, Any]]]) -> list[str]:
     for trial, result in runs:
         rows = [dict(zip(KEPT, row, strict=True)) for row in result["all"]]
         low, best = min(rows, key=lambda row: row["nll"]), max(rows, key=lambda row: row["accuracy"])
+        if best["wrong_nll"] is None:  # nothing wrong is left, and so nothing to take apart
+            continue
         parts = decompose(_summary(low), _summary(best))
         needed = critical_accuracy_at(low["nll"], best["right_nll"], best["wrong_nll"])
         lines.append(
