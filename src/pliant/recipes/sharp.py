@@ -46,7 +46,7 @@ BATCH, RATE, DECAY = 128, 1e-3, 1e-3
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOSEN_AT = 64
 """The size at which what is told to a sharpening is chosen."""
-PROBES, RIDGE = 2048, 1e-9
+PROBES, RIDGE = 2048, 1e-12
 """Priorities that a refit sees, each with every class; what is added to the mean square of units."""
 PAPER = {
     "softmax": (98.6, 97.1, 94.3, 89.7, 81.3, 70.1, 53.8, 35.7, 22.6, 15.7, 12.4),
@@ -57,7 +57,7 @@ MOST_SETS, MOST_ITEMS = 1024, 1 << 22
 """Sets that are asked about at a size, and items in all of them, at most."""
 AT_ONCE = 1 << 13
 """Items at a time: what stays in the cache."""
-SHARES = (1.05, 1.2, 1.5, 2.0, 3.0, 4.0)
+SHARES = (0.1, 0.2, 0.5, 0.8, 1.05, 1.2, 1.5, 2.0, 3.0, 4.0)
 """`items` of `perplexity_softmax` that are tried."""
 
 
