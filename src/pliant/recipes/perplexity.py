@@ -232,7 +232,8 @@ def _recurrent(runs: Runs) -> Claim:
         said.append(f"{name} {row['length']} bits: {row['nll']:.3f}, neighbor {row['nll_flipped']:.3f}, {wrong}")
     return Claim(
         "copying: recurrent models, which the proof does not cover, copy strings wrongly at a low perplexity, too",
-        "open", "inferred", "longest string that is copied, nats per symbol; " + "; ".join(said), "", len({trial.seed for trial, _ in runs}),
+        "open", "inferred", "longest string that is copied, nats per symbol; " + "; ".join(said), "",
+        len({trial.seed for trial, _ in runs}),
         "direction only" if any("wrongly" in one for one in said) else "not reproduced",
     )  # fmt: skip
 
