@@ -30,10 +30,38 @@ def test_every_public_name_exists_and_is_explained(floor: str) -> None:
 
 def test_the_names_that_others_import_are_there() -> None:
     from pliant.core import UsageError  # noqa: F401
-    from pliant.kernels import causal_conv, linear_scan  # noqa: F401
-    from pliant.learn import Learner, Life, bptt, fit, prequential  # noqa: F401
-    from pliant.mixers import RGLRU, GatedLRU, SequenceMixer  # noqa: F401
+    from pliant.kernels import (  # noqa: F401
+        adaptive_softmax,
+        causal_conv,
+        linear_scan,
+        matrix_memory,
+        scalar_memory,
+        selective_scan,
+    )
+    from pliant.learn import Learner, Life, bptt, fit, immediate, prequential, trace  # noqa: F401
+    from pliant.measure.dispersion import sharp_limit  # noqa: F401
+    from pliant.measure.health import health  # noqa: F401
+    from pliant.measure.information import (  # noqa: F401
+        directed_information,
+        empowerment,
+        flow_matrix,
+        joint_law,
+        plasticity,
+    )
+    from pliant.measure.perplexity import TokenScores, compare, critical_accuracy  # noqa: F401
+    from pliant.mixers import (  # noqa: F401
+        MLSTM,
+        RGLRU,
+        SLSTM,
+        FullAttention,
+        GatedLRU,
+        MultiScaleSSM,
+        SequenceMixer,
+        WindowAttention,
+    )
     from pliant.models.classifier import SequenceClassifier  # noqa: F401
+    from pliant.models.language import LanguageModel  # noqa: F401
+    from pliant.optim import effective_rate, normalize_and_project  # noqa: F401
     from pliant.streams import digits, drift  # noqa: F401
 
 

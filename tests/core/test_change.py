@@ -127,8 +127,19 @@ def test_after_an_alarm_a_regime_is_learned_anew() -> None:
     for i, value in enumerate(np.concatenate([random.normal(level, 1, 400) for level in (0, 4, 8)])):
         if detector.update(value):
             found.append(i)
-            assert detector.state_dict() == {"count": 0, "mean": 0.0, "spread": 0.0, "total": 0.0}
+            assert detector.state_dict() == {"count": 0, "mean": 0.0, "spread": 0.0, "total": 0.0, "first": []}
     assert [400 <= found[0] < 405, 800 <= found[1] < 805, len(found)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("at", [5, 100])
+@pytest.mark.parametrize("outlier", [50.0, 1e6, 1.7e308, -1.7e308])
+def test_one_outlier_does_not_make_it_deaf(at: int, outlier: float) -> None:
+    random = np.random.default_rng(8)
+    values = random.normal(1.0, 0.15, 200)
+    values[at] = outlier
+    detector = Cusum(settle=20, threshold=6.0)
+    assert not any(detector.update(float(value)) for value in values)
+    assert any(detector.update(float(value)) for value in random.normal(2.3, 0.15, 10))
 
 
 def test_falls_and_constants_and_what_is_not_finite_give_no_alarm() -> None:

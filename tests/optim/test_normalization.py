@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Role, UsageError, seeded
+from pliant.core import Role, UsageError, generator, seeded
 from pliant.core.roles import roles_of
 from pliant.models import XLSTM, SequenceClassifier
 from pliant.optim import invariant, normalize_and_project, normalized, norms_of
@@ -213,3 +213,19 @@ def test_invariance_of_our_recurrent_models_is_that_of_their_structure() -> None
     # Norms before blocks on a residual stream: no matrix is without a scale, and heads of zeros hide none of that.
     found = invariant(model, drawn(2, 7, 3))
     assert len(found) > 10 and not any(found.values())
+
+
+def test_a_nonlinearity_that_is_used_twice_gets_two_norms() -> None:
+    with seeded(0):
+        shared = nn.ReLU()
+        model = normalized(nn.Sequential(nn.Linear(4, 8), shared, nn.Linear(8, 8), shared, nn.Linear(8, 2)))
+    assert not norms_of(model).missing and len([m for m in model.modules() if isinstance(m, nn.LayerNorm)]) == 2
+    assert invariant(model, torch.randn(5, 4, generator=generator(0, "x")))["2.weight"]
+
+
+def test_a_map_that_is_used_twice_is_refused() -> None:
+    with seeded(0):
+        shared = nn.Linear(8, 8)
+        model = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(UsageError, match="one map that is called more than once"):
+        normalized(model)

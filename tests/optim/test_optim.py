@@ -160,7 +160,7 @@ def test_a_schedule_of_the_effective_rate_turns_matrices_as_a_projection_does(ad
         kind: Any = torch.optim.Adam([weight], lr=0.05, eps=0.0) if adaptive else torch.optim.SGD([weight], lr=0.5)
         model = nn.ParameterList([weight])
         fall = warmup_cosine(1, 40, floor=0.2)
-        schedule = Schedule(fall, effective=not project)
+        schedule = Schedule(fall, effective=not project, roles={"0": Role.MATRIX})
         if project:
             normalize_and_project(kind, model, roles={"0": Role.MATRIX})
         schedule.init(model, kind)

@@ -254,6 +254,57 @@ def test_a_copy_of_a_learner_projects_its_own_parameters(options: dict[str, Any]
     assert all(torch.equal(p, model.state_dict()[name]) for name, p in fork.model.state_dict().items())
 
 
+def test_a_matrix_that_begins_at_zero_is_left_free_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    nn.init.zeros_(model[3].weight)
+    with caplog.at_level(logging.WARNING, "pliant.optim"):
+        optimizer = normalize_and_project(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert "1 matrices are zero" in caplog.text
+    train(model, optimizer, 5)
+    assert float(model[3].weight.detach().norm()) > 0.01
+
+
+def test_a_copy_of_an_optimizer_can_be_wrapped_again() -> None:
+    model = net()
+    optimizer = normalize_and_project(torch.optim.SGD(model.parameters(), lr=0.1), model, gains="joint")
+    held = [float(model[i].weight.detach().norm()) for i in (0, 3)]
+    twin, again = copy.deepcopy((model, optimizer))
+    with torch.no_grad():
+        twin[0].weight.mul_(2)  # the length to keep is the first, not that of the moment
+    train(twin, normalize_and_project(again, twin, gains="joint"), 3)
+    assert [float(twin[i].weight.detach().norm()) for i in (0, 3)] == pytest.approx(held, rel=1e-5)
+
+
+def test_only_gains_of_norms_are_decayed_and_held() -> None:
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.PReLU(), nn.Linear(16, 2))
+    model[1].weight.requires_grad_(False)
+    optimizer = normalize_and_project(
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), model, gains="joint",
+        scale_decay=1.0,
+    )  # fmt: skip
+    twin = copy.deepcopy(model)
+    plain = normalize_and_project(torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.1), twin)
+    train(model, optimizer, 3)
+    train(twin, plain, 3)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "decoupled"), [(torch.optim.Adafactor, True), (torch.optim.RMSprop, False)])
+def test_which_decay_is_decoupled(kind: type[torch.optim.Optimizer], decoupled: bool) -> None:
+    model = net()
+    optimizer = normalize_and_project(kind(model.parameters(), lr=0.1, weight_decay=0.1), model)  # type: ignore[call-arg]
+    assert optimizer.param_groups[0]["weight_decay"] == (0.0 if decoupled else 0.1)
+
+
+def test_what_could_be_something_else_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with seeded(0):
+        model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 2))
+    with caplog.at_level(logging.WARNING, "pliant.optim"):
+        normalize_and_project(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert "0.in_proj_weight (queries, keys and values in one)" in caplog.text
+
+
 def test_decay_of_what_is_projected_is_off_and_said(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     with caplog.at_level(logging.INFO, "pliant.optim"):

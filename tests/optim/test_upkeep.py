@@ -154,19 +154,74 @@ def test_noise_comes_from_the_generator_of_the_life() -> None:
 def test_the_nearest_isometry(shape: tuple[int, ...]) -> None:
     with seeded(3):
         weight, other = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
-    found = nearest_isometry(weight)
+    kernel = len(shape) > 3
+
+    def nearest(x: Tensor) -> Tensor:
+        return nearest_isometry(x, rows=kernel)
 
     def rows(x: Tensor) -> Tensor:
-        return x.flatten(1) if x.ndim > 3 else x
+        return x.flatten(1) if kernel else x
+
+    found = nearest(weight)
 
     small = rows(found) if rows(found).shape[-2] <= rows(found).shape[-1] else rows(found).mT
     eye = torch.eye(small.shape[-2], dtype=torch.float64).expand(*small.shape[:-1], small.shape[-2])
     torch.testing.assert_close(small @ small.mT, eye, rtol=0, atol=1e-12)
-    torch.testing.assert_close(nearest_isometry(found), found, rtol=0, atol=1e-12)
-    torch.testing.assert_close(nearest_isometry(3 * weight), found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(nearest(found), found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(nearest(3 * weight), found, rtol=0, atol=1e-12)
     # No other isometry is nearer.
-    assert (weight - found).norm() < (weight - nearest_isometry(other)).norm()
-    assert (weight - found).norm() < (weight - nearest_isometry(weight + 0.1 * other)).norm()
+    assert (weight - found).norm() < (weight - nearest(other)).norm()
+    assert (weight - found).norm() < (weight - nearest(weight + 0.1 * other)).norm()
+
+
+def test_a_convolution_over_time_is_one_isometry() -> None:
+    with seeded(0):
+        model = nn.Sequential(nn.Conv1d(3, 5, 4), nn.ReLU(), nn.Flatten(), nn.Linear(5, 2))
+    upkeep = Isometry(every=1)
+    optimizer = upkept(upkeep, model)
+    with torch.no_grad():
+        upkeep.apply(model, optimizer, probe(1))
+    assert torch.linalg.svdvals(model[0].weight.detach().flatten(1)).tolist() == pytest.approx([1.0] * 5, rel=1e-5)
+
+
+def test_the_pull_to_the_start_follows_the_rate_of_each_group() -> None:
+    model = net()
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[2].parameters(), "lr": 0.5}]
+    optimizer, upkeep = torch.optim.Adam(groups), TowardInit(1.0)
+    rest = model[4].weight
+    upkeep.init(model, optimizer)
+    first = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+        upkeep.apply(model, optimizer, probe(1))
+    for part, moved in ((0, 1.0), (2, 0.5)):
+        torch.testing.assert_close(model[part].weight, first[part].weight + moved)
+    torch.testing.assert_close(rest, first[4].weight + 1.0)
+
+
+def test_looks_of_continual_backprop_leave_statistics_and_random_numbers_alone() -> None:
+    with seeded(0):
+        model = Recurrentless(nn.Linear(6, 12), nn.BatchNorm1d(1), nn.Dropout(), nn.ReLU(), nn.Linear(12, 2))
+    upkeep = ContinualBackprop(look=1)
+    optimizer = upkept(upkeep, model)
+    before, random = copy.deepcopy(model[1].state_dict()), torch.get_rng_state()
+    with torch.no_grad():
+        upkeep.apply(model, optimizer, probe(1))
+    assert all(torch.equal(x, before[name]) for name, x in model[1].state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random) and model.training
+
+
+def test_continual_backprop_counts_only_steps_that_exist() -> None:
+    model, upkeep = net(), ContinualBackprop(look=1)
+    optimizer = upkept(upkeep, model)
+    asked = probe(1)
+    shown = torch.zeros(len(INPUTS), 1, dtype=torch.bool)
+    shown[:3] = True
+    with torch.no_grad():
+        upkeep.apply(model, optimizer, asked._replace(question=asked.question._replace(mask=shown)))
+        wanted = torch.relu(model[0](INPUTS[:3, 0])).mean(0)
+    torch.testing.assert_close(upkeep.layers[0]["mean"] / (1 - upkeep.decay), wanted)
 
 
 def test_isometry_at_a_change_and_of_matrices_only() -> None:

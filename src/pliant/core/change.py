@@ -22,11 +22,16 @@ these figures by less than a threshold of 9 does.
 """
 
 import math
+import statistics
 from collections import deque
 from typing import Any, Protocol, runtime_checkable
 
 LIMIT = 3.0
 """c, in standard deviations."""
+FAR = 5.0
+"""Standard deviations within which a value is learned from as it is; one further off counts as that far."""
+MEDIAN_DEVIATION = 1.4826
+"""Standard deviation of a normal over its median absolute deviation."""
 
 
 @runtime_checkable
@@ -55,29 +60,53 @@ class Cusum:
     def __init__(self, drift: float = 0.5, threshold: float = 10.0, settle: int = 30):
         self.drift, self.threshold, self.settle = drift, threshold, settle
         self.count, self.mean, self.spread, self.total = 0, 0.0, 0.0, 0.0
+        self.first: list[float] = []  # values of a regime that is not known yet
 
     def update(self, value: float) -> bool:
         """Take the next value; whether the level has risen. A value that is not finite is passed over."""
         if not math.isfinite(value):
             return False
-        if self.count >= self.settle:
-            deviation = math.sqrt(self.spread / self.count)
-            step = (value - self.mean) / deviation if deviation > 0 else 0.0
-            self.total = max(0.0, self.total + max(-LIMIT, min(LIMIT, step)) - self.drift)
-            if self.total > self.threshold:
-                self.count, self.mean, self.spread, self.total = 0, 0.0, 0.0, 0.0
-                return True
+        if self.count < self.settle:
+            self.first.append(value)
+            if len(self.first) >= self.settle:
+                for one in _limited(self.first):
+                    self._learn(one)
+                self.first = []
+            return False
+        deviation = math.sqrt(self.spread / self.count)
+        step = (value - self.mean) / deviation if deviation > 0 else 0.0
+        self.total = max(0.0, self.total + max(-LIMIT, min(LIMIT, step)) - self.drift)
+        if self.total > self.threshold:
+            self.count, self.mean, self.spread, self.total = 0, 0.0, 0.0, 0.0
+            return True
+        # A single outlier must not raise the deviation so far that a later rise is hidden.
+        known = abs(step) <= FAR or deviation == 0
+        self._learn(value if known else self.mean + math.copysign(FAR * deviation, step))
+        return False
+
+    def _learn(self, value: float) -> None:
         self.count += 1
         apart = value - self.mean
         self.mean += apart / self.count
         self.spread += apart * (value - self.mean)
-        return False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean, "spread": self.spread, "total": self.total}
+        return {
+            "count": self.count, "mean": self.mean, "spread": self.spread, "total": self.total, "first": [*self.first]
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update(state | {"first": [*state.get("first", [])]})
+
+
+def _limited(values: list[float]) -> list[float]:
+    """Values of a regime, outliers drawn in; those that keep to their median are left as they are."""
+    middle = statistics.median(values)
+    spread = statistics.median(abs(value - middle) for value in values)
+    if not spread:  # more than half are the same
+        return values
+    reach = FAR * MEDIAN_DEVIATION * spread
+    return [max(middle - reach, min(middle + reach, value)) for value in values]
 
 
 NEWEST = 5

@@ -24,7 +24,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Frobenius norm of each tensor `(n,)`, in float32 at least; of all shards where a tensor is sharded."""
     if not tensors:
         return torch.zeros(0)
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    wide = torch.float32
+    for dtype in {x.dtype for x in tensors}:
+        wide = torch.promote_types(wide, dtype)
     found = torch._foreach_norm(list(tensors), 2, dtype=wide)
     whole = [x.full_tensor() if hasattr(x, "full_tensor") else x for x in found]
     return torch.stack([x.real if x.is_complex() else x for x in whole])

@@ -83,7 +83,7 @@ def declares(module: nn.Module) -> bool:
 def _declared(module: nn.Module) -> dict[str, Role]:
     found = _of_parts(module)
     if (last := head_of(module)) is not None and not declares(module):
-        found[f"{last}.weight".removeprefix(".")] = Role.HEAD
+        found |= {name: Role.HEAD for name in [f"{last}.weight".removeprefix(".")] if name in found}
     return found
 
 
@@ -119,6 +119,16 @@ _GATES = (nn.RNNBase, nn.RNNCellBase)
 _LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
+_KNOWN = {
+    Role.MATRIX: r"(in_proj_|[qkv]_proj_)?weight|(in_proj_)?bias|bias_[kv]",
+    Role.CONV: "weight|bias",
+    Role.GATE: r"(weight|bias)_[ih][hr](_l\d+(_reverse)?)?",
+    Role.EMBEDDING: "weight",
+    Role.GAIN: "weight|bias",
+}
+"""Names of parameters of the modules with such a weight."""
+
+
 def _of_part(part: nn.Module) -> dict[str, Role]:
     """Roles of the parameters that a module holds itself, or all if it declares them."""
     if callable(declare := getattr(part, "roles", None)):
@@ -138,7 +148,10 @@ def _of_part(part: nn.Module) -> dict[str, Role]:
         weight = Role.GAIN
     if weight is None:
         return {}
-    return {name: Role.BIAS if re.search("bias", name) else weight for name in own}
+    # What a module has beside what its type is known to have, such as the length of a reparametrized weight, is not
+    # guessed.
+    named = {name: Role.BIAS if "bias" in name else weight for name in own if re.fullmatch(_KNOWN[weight], name)}
+    return named
 
 
 def doubts_of(module: nn.Module, roles: Mapping[str, Role]) -> dict[str, str]:

@@ -59,6 +59,13 @@ def _flat(module: nn.Sequential) -> Iterator[nn.Module]:
             yield part
 
 
+def of_steps(h: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows `(n, d)` of steps that exist, `mask` `(B, T)`; all, if a row does not stand for steps alone."""
+    if mask is None or len(h) % max(1, mask.numel()) or bool(mask.all()):
+        return h
+    return h[mask.flatten().repeat_interleave(len(h) // mask.numel())]
+
+
 @contextmanager
 def activations(units: list[Units]) -> Iterator[list[Tensor | None]]:
     """What each of `units` was at the last call within, `(rows, number)`; no trace is left."""

@@ -42,7 +42,7 @@ from pliant.kernels._row_softmax import entropy_of_blocks, row_entropy
 from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
 from pliant.kernels._scale_scan import scale_scan
 from pliant.kernels._selective_scan import selective_scan
-from pliant.kernels._sharp_attention import Sharpen, sharp_attention
+from pliant.kernels._sharp_attention import sharp_attention
 from pliant.kernels._sparse_softmax import entmax, sparsemax, stieltjes
 
 __all__ = [
@@ -53,7 +53,6 @@ __all__ = [
     "Moments",
     "NumberScale",
     "ScalarMemory",
-    "Sharpen",
     "adaptive_softmax",
     "causal_conv",
     "class_reference",

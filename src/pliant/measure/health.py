@@ -3,6 +3,7 @@
 Nothing is left on the model, and no parameter, state or random generator moves.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Role
+from pliant.core import Role, UsageError
 from pliant.core.rates import norms, power_of
 from pliant.core.roles import MIXING, roles_of
-from pliant.core.units import activations, units_of
+from pliant.core.units import activations, of_steps, units_of
 from pliant.measure.features import (
     churn,
     dormant_units,
@@ -124,6 +125,8 @@ def health(
     """
     names = {id(part): name for name, part in model.named_modules()}
     units = units_of(model)
+    if not inputs.numel() or (mask is not None and not bool(mask.any())):
+        raise UsageError(f"health: probe inputs of shape {tuple(inputs.shape)} hold no step that exists")
     told = roles_of(model, roles)
     before = since if before is None else before
     then, last = ({}, {}) if since is None or before is None else (since.units, before.features)
@@ -162,8 +165,7 @@ def health(
 
 def _rows(h: Tensor, mask: Tensor | None) -> Tensor:
     """What `(n, d)` holds of steps that exist, evenly spread over all of them if they are many."""
-    if mask is not None and not bool(mask.all()):
-        h = h[mask.flatten().repeat_interleave(len(h) // mask.numel())]
+    h = of_steps(h, mask)
     return h if len(h) <= ROWS else h[torch.linspace(0, len(h) - 1, ROWS).round().long()]
 
 
@@ -246,14 +248,20 @@ def verdict(found: Health) -> str:
 
     What warns best of a collapse is said first: directions that are left, then units, then rates and movement.
     """
-    for look in (_of_ranks, _of_shares, _of_rates, _of_movement):
+    for look in (_of_numbers, _of_ranks, _of_shares, _of_rates, _of_movement):
         if said := list(look(found)):
             return min(said)[1]
-    return "nothing is wrong with what was looked at"
+    return "nothing is wrong with what was looked at" + ("" if found.units else "; no hidden units are known here")
 
 
 Said = Iterator[tuple[float, str]]
 """How bad it is, the less the worse, and the line."""
+
+
+def _of_numbers(found: Health) -> Said:
+    for name, row in found.matrices.items():
+        if not math.isfinite(row["norm"]):
+            yield 0.0, f"{name} is not finite; go back to an earlier life"
 
 
 def _of_ranks(found: Health) -> Said:

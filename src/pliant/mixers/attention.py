@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.core.roles import prefix
-from pliant.kernels import Sharpen, sharp_attention
+from pliant.kernels import sharp_attention
+from pliant.kernels._sharp_attention import Sharpen
 from pliant.mixers.base import SequenceMixer, over_steps, steps_since_reset, where_steps
 from pliant.mixers.gated_lru import check_heads
 from pliant.mixers.sharpen import sharpen_for

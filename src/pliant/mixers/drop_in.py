@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import UsageError
-from pliant.kernels import Sharpen, adaptive_softmax, sharp_attention
+from pliant.kernels import adaptive_softmax, sharp_attention
+from pliant.kernels._sharp_attention import Sharpen
 
 NAME = "pliant"
 """Under which transformers knows our attention."""

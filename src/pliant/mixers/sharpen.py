@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from pliant.core import Role, UsageError
 from pliant.kernels import (
-    Sharpen,
     adaptive_softmax,
     entmax,
     perplexity_softmax,
@@ -33,6 +32,7 @@ from pliant.kernels import (
     stieltjes,
     tempered_softmax,
 )
+from pliant.kernels._sharp_attention import Sharpen
 
 KNOTS = 6
 START = 0.43  # of s; 2501.19399: what heads come to without being told

@@ -105,7 +105,8 @@ class _Called(nn.Module):
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            self._last = (args, kwargs)
+            # Without their graph, which would be kept alive.
+            self._last = tuple(map(_apart, args)), {name: _apart(value) for name, value in kwargs.items()}
 
     def roles(self) -> dict[str, Role]:
         return self._roles
@@ -126,3 +127,7 @@ class _Called(nn.Module):
                 "attach the part of it that the loop calls"
             )
         return self.model(*args, **kwargs), state
+
+
+def _apart(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.core import UsageError
-from pliant.core.units import Units, activations, units_of
+from pliant.core import Question, UsageError
+from pliant.core.units import Units, activations, of_steps, units_of
 from pliant.optim.base import Probe, Upkeep
 
 
@@ -64,16 +64,25 @@ class ContinualBackprop(Upkeep):
             layer["age"] += 1
         if probe.update % self.look:
             return {}
-        question = probe.question
-        with activations(self.units) as seen:
-            model(question.inputs, None, reset=question.reset, mask=question.mask)
         replaced = 0
-        for i, (one, h) in enumerate(zip(self.units, seen, strict=True)):
-            if h is not None:
+        for i, (one, h) in enumerate(zip(self.units, self._look(model, probe.question), strict=True)):
+            if h is not None and len(h):
                 self._learn(self.layers[i], one, h)
                 replaced += self._replace(i, one, optimizer, probe.generator)
         self.replaced += replaced
         return {"replaced": replaced} if replaced else {}
+
+    def _look(self, model: nn.Module, question: Question) -> list[Tensor | None]:
+        """What each unit is at the steps of a question that exist; no statistic or random number of the model moves."""
+        modes = {part: part.training for part in model.modules()}
+        try:
+            model.eval()
+            with activations(self.units) as seen:
+                model(question.inputs, None, reset=question.reset, mask=question.mask)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+        return [None if h is None else of_steps(h, question.mask) for h in seen]
 
     def _learn(self, layer: dict[str, Tensor], one: Units, h: Tensor) -> None:
         layer["looks"] += 1

@@ -32,8 +32,18 @@ KEEPERS: dict[Keeper, Callable[[], Upkeep]] = {
     "isometry": lambda: Isometry(detector=changed()),
     "replay": Replay,
     # The sampled information is for classes alone.
-    "ewc": lambda: EWC(10.0, detector=changed(), fisher="empirical"),
+    "ewc": lambda: EWC(1.0, detector=changed(), fisher="empirical"),
 }
+
+
+def check(names: Collection[str]) -> None:
+    """Raise `UsageError` if a name is not known or given twice."""
+    known = ("normalize-project", "rewarm", *KEEPERS)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"keep has {name!r}, expected some of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"keep names a way twice: {', '.join(names)}")
 
 
 def keeping(
@@ -58,12 +68,7 @@ def keeping(
     Raises:
         UsageError: a name is not known or given twice.
     """
-    known = ("normalize-project", "rewarm", *KEEPERS)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"keep has {name!r}, expected some of {', '.join(known)}")
-    if len(set(names)) < len(names):
-        raise UsageError(f"keep names a way twice: {', '.join(names)}")
+    check(names)
     if "normalize-project" in names:
         normalize_and_project(optimizer, model)
     rate = Rewarm(again or factor, detector=changed(), rest=20) if "rewarm" in names else Schedule(factor)

@@ -113,7 +113,7 @@ def norms_of(model: nn.Module, *, leave: Collection[str] = ()) -> Norms:
     Raises:
         UsageError: `leave` names what is not there.
     """
-    names = {name for name, _ in model.named_modules()}
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
     if unknown := set(leave) - names:
         raise UsageError(f"normalized: {type(model).__name__} has no module {', '.join(sorted(unknown))}")
     found, head = Norms(), head_of(model)
@@ -162,7 +162,12 @@ def normalized(
             f"normalized: which nonlinearities are there, and what is before them, cannot be seen at {names}. Put maps "
             f"and nonlinearities into an nn.Sequential, or leave them as they are with leave={tuple(found.unseen)}"
         )
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if twice := [name for name in found.missing if sum(modules[name] is modules[other] for other in found.missing) > 1]:
+        raise UsageError(
+            f"normalized: {', '.join(twice)} are one map that is called more than once; each call would need a norm of "
+            "its own, so give them as maps apart, or leave= them"
+        )
     for name, where in found.missing.items():
         parent, _, own = where.rpartition(".")
         following = modules[where]
@@ -222,7 +227,9 @@ def _around(module: nn.Module, path: str, found: Norms, leave: Collection[str]) 
 
 
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, part in module.named_children():
+    for name, part in module._modules.items():  # `named_children` has a module that is used twice only once
+        if part is None:
+            continue
         where = f"{path}.{name}".removeprefix(".")
         if isinstance(part, (nn.ModuleList, nn.ModuleDict)):
             yield from _children(part, where)

@@ -20,12 +20,17 @@ from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
 from pliant.core.rates import local, norms, power_of
-from pliant.core.roles import roles_of
+from pliant.core.roles import NORMS, doubts_of, roles_of
 
 logger = logging.getLogger("pliant.optim")
 
 NORM, COUNT, JOINT = "projected_norms", "steps_to_projection", "joint_norms"
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
+COUPLED = (
+    torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Rprop, torch.optim.LBFGS, torch.optim.NAdam, torch.optim.RAdam,
+)  # fmt: skip
+"""Optimizers of torch whose weight decay is a part of the gradient, unless their groups say otherwise."""
 
 
 def normalize_and_project(
@@ -69,17 +74,21 @@ def normalize_and_project(
         raise UsageError(
             f"normalize_and_project: gains is {gains!r} and scale_decay {scale_decay}, expected free or joint and >= 0"
         )
-    if any(NORM in group for group in optimizer.param_groups):
+    if any(hasattr(hook, "projects") for hook in optimizer._optimizer_step_post_hooks.values()):
         raise UsageError("normalize_and_project: this optimizer projects already")
     known = roles_of(model, roles)
     parts = {id(p): name for name, p in model.named_parameters()}
-    _divide(optimizer, lambda p: known.get(parts.get(id(p), "")) in scope and p.ndim >= 2)
+    # A copy of an optimizer has its groups and not its hooks.
+    if not any(NORM in group for group in optimizer.param_groups):
+        _divide(optimizer, lambda p: known.get(parts.get(id(p), "")) in scope and p.ndim >= 2)
+    _name_doubts(optimizer, model, known, parts, roles or {})
     # Places, not parameters: hooks are shared with copies of the optimizer, which have parameters of their own.
     places = {id(p): (g, i) for g, group in enumerate(optimizer.param_groups) for i, p in enumerate(group["params"])}
-    gained = [places[id(p)] for name, p in model.named_parameters() if known[name] is Role.GAIN and id(p) in places]
+    gained = [places[id(p)] for p in _norm_gains(model, known) if id(p) in places and p.requires_grad]
     pairs = [[places[id(p)] for p in pair] for pair in _norm_pairs(model, known, parts)
-             if gains == "joint" and all(id(p) in places for p in pair)]  # fmt: skip
-    optimizer.param_groups[0][JOINT] = [float(torch.linalg.vector_norm(norms(_at(optimizer, pair)))) for pair in pairs]
+             if gains == "joint" and all(id(p) in places and p.requires_grad for p in pair)]  # fmt: skip
+    lengths = [float(torch.linalg.vector_norm(norms(_at(optimizer, pair)))) for pair in pairs]
+    optimizer.param_groups[0].setdefault(JOINT, lengths)
     before: list[Tensor] = []
 
     def remember(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -100,6 +109,7 @@ def normalize_and_project(
         for pair, length in zip(pairs, optimizer.param_groups[0][JOINT], strict=True):
             _rescale_together(_at(optimizer, pair), length)
 
+    project.projects = True  # type: ignore[attr-defined]
     for group in _projected(optimizer):
         group[COUNT] = every
     if hyperball:
@@ -155,6 +165,8 @@ def _divide(optimizer: torch.optim.Optimizer, chosen: Callable[[Tensor], bool]) 
             groups.append(own)
     if not any(group[NORM] for group in groups):
         raise UsageError("normalize_and_project: no parameter of the optimizer has a role that is projected")
+    if zero := sum(length == 0 for group in groups for length in group[NORM]):
+        logger.warning("%d matrices are zero and have no length to keep; they are left free", zero)
     if quiet:
         logger.info("weight decay is off for %d projected matrices: it would change no direction", quiet)
     optimizer.param_groups[:] = groups
@@ -162,14 +174,26 @@ def _divide(optimizer: torch.optim.Optimizer, chosen: Callable[[Tensor], bool]) 
 
 def _decoupled(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
     """Whether weight decay shrinks parameters, and is not a part of the gradient."""
-    return bool(group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW)))
+    return bool(group.get("decoupled_weight_decay", not isinstance(optimizer, COUPLED)))
+
+
+def _name_doubts(
+    optimizer: torch.optim.Optimizer, model: nn.Module, known: Mapping[str, Role], names: Mapping[int, str],
+    given: Mapping[str, Role],
+) -> None:  # fmt: skip
+    """Say which of the matrices that are projected could as well be something else."""
+    doubts = doubts_of(model, known)
+    projected = [names[id(p)] for group in _projected(optimizer) for p in group["params"] if id(p) in names]
+    if told := [f"{name} ({doubts[name]})" for name in projected if name in doubts and name not in given]:
+        logger.warning("projected as matrices, unless roles= says otherwise: %s", "; ".join(told))
 
 
 def _rescale(params: list[Tensor], lengths: list[float]) -> None:
     now = norms(params)
     wanted = torch.tensor(lengths, dtype=now.dtype, device=now.device)
-    # A matrix of zeros has no direction, and what is not finite is left for whoever looks at the loss.
-    _multiply(params, torch.where((now > 0) & now.isfinite(), wanted / now, 1))
+    # A matrix of zeros has no direction, one that began so has no length to keep, and what is not finite is left for
+    # whoever looks at the loss.
+    _multiply(params, torch.where((now > 0) & (wanted > 0) & now.isfinite(), wanted / now, 1))
 
 
 def _rescale_together(pair: list[Tensor], length: float) -> None:
@@ -182,8 +206,8 @@ def _shorten(group: dict[str, Any], before: list[Tensor]) -> None:
     params = group["params"]
     updates = torch._foreach_sub(params, before)
     now = norms(updates)
-    wanted = torch.tensor(group[NORM], dtype=now.dtype, device=now.device) * group["lr"]
-    _multiply(updates, torch.where(now > 0, wanted / now, 0))
+    lengths = torch.tensor(group[NORM], dtype=now.dtype, device=now.device)
+    _multiply(updates, torch.where(lengths > 0, torch.where(now > 0, lengths * group["lr"] / now, 0), 1))
     torch._foreach_copy_(local(params), torch._foreach_add(local(before), local(updates)))
 
 
@@ -192,12 +216,22 @@ def _multiply(tensors: Sequence[Tensor], factors: Tensor) -> None:
     torch._foreach_mul_(own, [factor.to(x.dtype) for factor, x in zip(factors.unbind(), own, strict=True)])
 
 
+def _norm_gains(model: nn.Module, roles: Mapping[str, Role]) -> list[Tensor]:
+    """Gains of norms; other gains, such as skips, scale what no norm follows or stand as logarithms."""
+    found = []
+    for path, part in model.named_modules():
+        for own, p in part.named_parameters(recurse=False):
+            name = f"{path}.{own}".removeprefix(".")
+            if roles.get(name) is Role.GAIN and (isinstance(part, NORMS) or "norm" in own):
+                found.append(p)
+    return found
+
+
 def _norm_pairs(model: nn.Module, roles: Mapping[str, Role], names: Mapping[int, str]) -> list[list[Tensor]]:
-    """Gain and bias of each module that has a gain."""
+    """Gain and bias of each norm."""
     pairs: list[list[Tensor]] = []
     for part in model.modules():
         own = {names[id(p)]: p for p in part.parameters(recurse=False)}
-        gains = [p for name, p in own.items() if roles[name] is Role.GAIN]
-        if gains and len(own) <= 2:
+        if isinstance(part, NORMS) and any(roles[name] is Role.GAIN for name in own):
             pairs.append(list(own.values()))
     return pairs

@@ -1,16 +1,18 @@
 """Rates over updates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pliant.core import Role
 from pliant.core.rates import norms, power_of
+from pliant.core.roles import roles_of
 from pliant.optim.base import Probe, Upkeep
 
-FIRST = "initial_norms"
+FIRST, PLACES = "initial_norms", "followed"
 
 
 class Schedule(Upkeep):
@@ -19,18 +21,31 @@ class Schedule(Upkeep):
     With `effective` the factor is one of the effective rate: the rate of a group whose matrices have grown grows with
     them, by the geometric mean of their ratios to their first norms, to the power of `power_of`. With one matrix to a
     group the directions of matrices before a norm are then those of `normalize_and_project` (Lyle et al. 2024,
-    arXiv:2407.01800), with no norm held. Parameters with fewer than two axes keep the rate of their group.
+    arXiv:2407.01800), with no norm held. Only matrices are followed (role MATRIX): the scale of a head is the scale of
+    the outputs.
+
+    Args:
+        factor: of the first rates, by updates.
+        effective: whether it is one of the effective rate.
+        roles: of parameters by name, for a model that does not tell them all.
 
     There is nothing to save but the first rates and norms, which live in the optimizer's groups.
     """
 
-    def __init__(self, factor: Callable[[int], float], *, effective: bool = False):
-        self.factor, self.effective = factor, effective
+    def __init__(
+        self, factor: Callable[[int], float], *, effective: bool = False, roles: Mapping[str, Role] | None = None
+    ):
+        self.factor, self.effective, self.roles = factor, effective, roles
 
     def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        matrices = set()
+        if self.effective:
+            roles = roles_of(model, self.roles)
+            matrices = {id(p) for name, p in model.named_parameters() if roles[name] is Role.MATRIX and p.ndim >= 2}
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
             if self.effective:
+                group[PLACES] = [i for i, p in enumerate(group["params"]) if id(p) in matrices]
                 group.setdefault(FIRST, norms(_matrices(group)).tolist())
         set_rates(optimizer, self.factor(0))
 
@@ -56,7 +71,7 @@ class Schedule(Upkeep):
 
 
 def _matrices(group: dict[str, Any]) -> list[Tensor]:
-    return [p.detach() for p in group["params"] if p.ndim >= 2]
+    return [group["params"][i].detach() for i in group[PLACES]]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -20,6 +20,8 @@ from pliant.core.roles import MIXING, roles_of
 from pliant.optim.base import Probe, Upkeep
 from pliant.optim.schedules import set_rates
 
+_CONVS = nn.modules.conv._ConvNd
+
 
 class Rewarm(Upkeep):
     """A schedule whose clock is set to zero again when the stream has changed, and nothing else is.
@@ -59,7 +61,7 @@ class Rewarm(Upkeep):
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
         self.clock += 1
         risen = self.detector is not None and self.detector.update(probe.nats) and self.clock > self.rest
-        again = risen or self.clock == self.cycle
+        again = risen or (self.cycle is not None and self.clock >= self.cycle)
         if again:
             self.clock, self.times = 0, self.times + 1
         lr = set_rates(optimizer, self.factor(self.clock) * (self.peak if self.times else 1.0))
@@ -120,8 +122,11 @@ class TowardInit(Scoped):
         self.first = [p.detach().clone() for p in self.params]
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
-        rate = float(optimizer.param_groups[0]["lr"])
-        torch._foreach_lerp_(self.params, self.first, min(1.0, self.strength * rate))
+        place = {id(p): i for i, p in enumerate(self.params)}
+        for group in optimizer.param_groups:
+            own = [place[id(p)] for p in group["params"] if id(p) in place]
+            params, first = [self.params[i] for i in own], [self.first[i] for i in own]
+            torch._foreach_lerp_(params, first, min(1.0, self.strength * float(group["lr"])))
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -175,7 +180,8 @@ class Isometry(Scoped):
     """W <- U Vᵀ of W = U S Vᵀ: the isometry nearest to W, when the stream has changed (FIRE).
 
     It keeps as much of W as an isometry can, in the sense of Frobenius, and has no direction in which signals or
-    gradients vanish. Paper: Han et al. 2026, arXiv:2602.08040. What stands in several blocks is done block by block.
+    gradients vanish. Paper: Han et al. 2026, arXiv:2602.08040. What stands in several blocks is done block by block,
+    and so are real and imaginary parts.
 
     Args:
         every: updates from one time to the next; None means that only `detector` says.
@@ -193,13 +199,14 @@ class Isometry(Scoped):
 
     def begin(self, model: nn.Module) -> None:
         self.params = [p for p in self.params if p.ndim >= 2]
+        self.rows = {id(p) for part in model.modules() if isinstance(part, _CONVS) for p in part.parameters(False)}
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
         risen = self.detector is not None and self.detector.update(probe.nats)
         if not risen and (self.every is None or probe.update % self.every):
             return {}
         for p in self.params:
-            p.copy_(nearest_isometry(p))
+            p.copy_(nearest_isometry(p, rows=id(p) in self.rows))
         return {"isometry": True}
 
     def state_dict(self) -> dict[str, Any]:
@@ -210,8 +217,8 @@ class Isometry(Scoped):
             self.detector.load_state_dict(state["detector"])
 
 
-def nearest_isometry(weight: Tensor) -> Tensor:
-    """U Vᵀ of `(..., O, I)`; of a convolution's `(O, I, k, ...)` with all that one output reads in a row."""
-    flat = weight.flatten(1) if weight.ndim > 3 else weight
+def nearest_isometry(weight: Tensor, *, rows: bool = False) -> Tensor:
+    """U Vᵀ of `(..., O, I)`; with `rows` of `(O, ...)`, as of a convolution: all that one output reads is a row."""
+    flat = weight.flatten(1) if rows else weight
     u, _, vh = torch.linalg.svd(flat.float() if flat.dtype.itemsize < 4 else flat, full_matrices=False)
     return (u @ vh).to(weight.dtype).reshape(weight.shape)

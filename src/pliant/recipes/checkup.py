@@ -58,7 +58,7 @@ class Checkup:
 
     def due(self, ended: bool = False) -> bool:
         """Whether it is time to look; also at the end, if anything came since."""
-        wait = 1 if ended or self.first is None else EVERY
+        wait = 1 if self.first is None else EVERY // 2 if ended else EVERY  # else too little has moved to speak of
         return self.ready and self.asked - self.looked >= wait
 
     def look(self, learner: Learner) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, R
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
 from pliant.optim import adamw, warmup, warmup_cosine
-from pliant.optim.keeping import Keeper, keeping
+from pliant.optim.keeping import Keeper, check, keeping
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Panel, Scoring
 from pliant.streams import Stream, digits, drift
@@ -69,6 +69,7 @@ class DigitsConfig:
     """Of the stream, the model and everything else."""
 
     def __post_init__(self) -> None:
+        check(self.keep)
         for name in ("every", "answers", "batch", "retrain"):
             _check(name, getattr(self, name), 1, None)
         _check("delay", self.delay, 0, None)

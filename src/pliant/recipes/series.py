@@ -10,7 +10,7 @@ from pliant.learn.references import LastLabel, Marginal, Seasonal
 from pliant.learn.trees import Boosting, River
 from pliant.models.table import TableModel
 from pliant.optim import adamw, inverse_sqrt
-from pliant.optim.keeping import Keeper, keeping
+from pliant.optim.keeping import Keeper, check, keeping
 from pliant.recipes.drive import Task
 from pliant.recipes.panel import REFERENCE, Changes, Panel, Scoring, row_nats
 from pliant.recipes.watch import Watched
@@ -116,6 +116,7 @@ class SeriesConfig:
     """Of the model and of everything else that is drawn."""
 
     def __post_init__(self) -> None:
+        check(self.keep)
         limits = {
             "horizon": (1, None), "delay": (0, None), "season": (1, None), "rows": (2, None), "retrain": (1, None),
             "chunk": (1, MAX_CHUNK), "size": (1, MAX_SIZE), "window": (1, MAX_WINDOW),
