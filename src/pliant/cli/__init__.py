@@ -25,6 +25,8 @@ commands:
   stream RUN             answer a live input with the model of a run, line by line
   measure health WHAT    whether the model of a run, or a saved one, can still learn
   measure perplexity A B whether perplexity picks the one of two models that is right
+  measure dispersion M   how sharp the heads of a model are, and up to what length they can be
+  measure plasticity LOG bits by which what an agent sees shapes what it does, and back
   report RUN [RUN ...]   one HTML page about one or more runs
   bench KIND             time and memory of kernels, mixers or models on this machine
   reproduce NAME         a paper's number beside ours
