@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pliant.core import Role, UsageError, check_roles, seeded
-from pliant.kernels import adaptive_softmax, entmax, perplexity_softmax, row_entropy, sharp_attention
+from pliant.kernels import adaptive_softmax, entmax, perplexity_softmax, sharp_attention
 from pliant.kernels._adaptive_softmax import COEFFICIENTS
+from pliant.kernels._row_softmax import row_entropy
 from pliant.mixers import FullAttention, WindowAttention
 from pliant.mixers.attention import AttentionState, causal_attention
 from pliant.mixers.sharpen import (

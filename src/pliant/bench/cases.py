@@ -123,12 +123,20 @@ def _selective_scan(draw: Draw, b: int, t: int, d: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def _logits(draw: Draw, b: int, t: int, d: int) -> dict[str, Tensor]:
+    return {"logits": draw.of(lambda x: 3 * x, b, t, d)}
+
+
 def _call_matrix_memory(q: Tensor, k: Tensor, v: Tensor, input_gate: Tensor, forget_gate: Tensor, form: str) -> Tensor:
     return kernels.matrix_memory(q, k, v, input_gate, F.logsigmoid(forget_gate), form=form)[0]
 
 
 def _first_of(kernel: Callable[..., tuple[Tensor, Any]]) -> Callable[..., Tensor]:
     return lambda **inputs: kernel(**inputs)[0]
+
+
+def _call_tempered_softmax(logits: Tensor, form: str) -> Tensor:
+    return kernels.tempered_softmax(logits, lambda entropy: 1 + entropy, form=form)
 
 
 ALL_KERNELS = {
@@ -142,6 +150,10 @@ ALL_KERNELS = {
     "matrix_memory": Kernel(("numba", "chunkwise", "parallel", "loop"), _matrix_memory, _call_matrix_memory),
     "scalar_memory": Kernel(("numba", "loop"), _scalar_memory, _first_of(kernels.scalar_memory)),
     "selective_scan": Kernel(("numba", "loop"), _selective_scan, _first_of(kernels.selective_scan)),
+    "adaptive_softmax": Kernel(("numba", "loop"), _logits, kernels.adaptive_softmax),
+    "perplexity_softmax": Kernel(("numba", "loop"), _logits, kernels.perplexity_softmax),
+    "ssmax": Kernel(("numba", "loop"), _logits, kernels.ssmax),
+    "tempered_softmax": Kernel(("numba", "loop"), _logits, _call_tempered_softmax),
 }  # fmt: skip
 
 

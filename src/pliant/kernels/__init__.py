@@ -16,7 +16,7 @@
 - `adaptive_softmax`, `perplexity_softmax`, `ssmax`, `tempered_softmax`: softmax at a temperature of each row
 - `entmax`, `sparsemax`, `stieltjes`: weights that are not exponential
 - `sharp_attention`: attention with any of these, in strips of queries
-- `row_entropy`, `entropy_of_blocks`: entropy of softmax, in one pass
+- `entropy_of_blocks`: entropy of softmax over keys that come in blocks
 """
 
 from pliant.kernels._adaptive_softmax import adaptive_softmax, perplexity_softmax, ssmax, tempered_softmax
@@ -38,7 +38,7 @@ from pliant.kernels._online import (
     number_reference,
     online_moments,
 )
-from pliant.kernels._row_softmax import entropy_of_blocks, row_entropy
+from pliant.kernels._row_softmax import entropy_of_blocks
 from pliant.kernels._scalar_memory import ScalarMemory, scalar_memory
 from pliant.kernels._scale_scan import scale_scan
 from pliant.kernels._selective_scan import selective_scan
@@ -70,7 +70,6 @@ __all__ = [
     "number_reference",
     "online_moments",
     "perplexity_softmax",
-    "row_entropy",
     "scalar_memory",
     "scale_scan",
     "selective_scan",

@@ -26,12 +26,12 @@ from pliant.kernels import (
     adaptive_softmax,
     entmax,
     perplexity_softmax,
-    row_entropy,
     sparsemax,
     ssmax,
     stieltjes,
     tempered_softmax,
 )
+from pliant.kernels._row_softmax import row_entropy
 from pliant.kernels._sharp_attention import Sharpen
 
 KNOTS = 6
