@@ -1,6 +1,7 @@
 """Looks at a learner on its way: without a trace, exact over a stop, in the records and in what is saved."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,20 @@ def test_measure_health_of_a_run(whole: tuple[Run, Life], capsys: pytest.Capture
     text = capsys.readouterr().out
     assert told["verdict"] == text.splitlines()[-1] and "after 208 answers: " in text and "a new task: " in text
     assert sorted((path, path.read_bytes()) for path in run.folder.rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.parametrize("changed", [{"change": "zzz"}, {"keep": ["toward-init"]}, {"keep": ["zzz"]}, {"size": "big"}])
+def test_an_altered_config_is_told_in_a_sentence(
+    whole: tuple[Run, Life], changed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0].folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["config"] |= changed
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["measure", "health", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.strip().splitlines()) == 1
 
 
 def test_measure_health_of_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

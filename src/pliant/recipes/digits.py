@@ -101,6 +101,8 @@ def stream(config: DigitsConfig) -> Stream:
             changing = drift.relabel(source, every=config.every, seed=config.seed)
         case "random":
             changing = drift.redraw(source, every=config.every, items=images, seed=config.seed)
+        case _:
+            raise UsageError(f"--change is {config.change!r}, expected permute, relabel or random")
     changing = drift.visits(changing, items=images)
     return drift.delay(changing, questions=config.delay) if config.delay else changing
 

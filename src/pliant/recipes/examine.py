@@ -116,7 +116,9 @@ def _life_of(run: Run) -> tuple[Learner, dict[str, Any]]:
         else:
             raise UsageError(f"{run.folder} is a run of 'pliant {command}'; give one of pliant learn")
         learner.load_state_dict(state["learner"])
-    except (TypeError, KeyError, RuntimeError):
+    except UsageError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
         raise UsageError(f"{run.folder} was made by another version, or altered; learn again") from None
     return learner, state
 
