@@ -164,7 +164,10 @@ def draw() -> None:
     shown = [", ".join(recipe.keep) or "none" for recipe in (digits.DigitsConfig(), series.SeriesConfig())]
     parts = [HEAD.format(seeds=seeds, digits=shown[0], series=shown[1])]
     parts += [OF_DIGITS, *digits_table({way: of for (recipe, way), of in found.items() if recipe == "digits"})]
-    parts += [OF_SERIES, *series_table({way: of for (recipe, way), of in found.items() if recipe == "series"})]
+    tables = {way: of for (recipe, way), of in found.items() if recipe == "series"}
+    parts += [OF_SERIES, *series_table(tables)] if tables else []
+    if len(found) < 2 * len(WAYS):
+        parts[0] += "\n**Not complete:** ways and streams that are not here have not been run.\n"
     PAGE.write_text("\n".join(parts) + "\n")
 
 
