@@ -27,7 +27,7 @@ test-all: $(STAMPS)/dev oracles  ## quick and slow tests, and those against peer
 	$(TESTS) -m "not oracle"
 
 oracles: $(STAMPS)/oracles  ## tests against peer packages
-	$(VENV)-oracles/bin/python -m pytest -m oracle tests/oracles
+	$(VENV)-oracles/bin/python -m pytest -m oracle -rs tests/oracles
 
 triton: $(STAMPS)/triton  ## the forms for CUDA, in Triton's interpreter and compiler; needs no GPU
 	TRITON_INTERPRET=1 $(TRITON_TESTS) tests/kernels/test_triton.py

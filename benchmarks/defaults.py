@@ -10,37 +10,26 @@ digits: each way has three rates, tried with a seed of its own on all three chan
 the three is run with other seeds. series: the rate of the recipe, which follows its own rule, for all ways.
 """
 
-import argparse
-import dataclasses
-import functools
-import json
 import statistics
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from _ledger import DOCS, append
+from _trials import Record, Trials
+from streams import STREAMS as NAMED
+from streams import driven, options_of
 
 import pliant.optim.keeping as keeping
-from pliant.core.run import Run
 from pliant.optim import normalize_and_project
-from pliant.recipes import digits, drive, series
+from pliant.recipes import digits, series
 
 FILE, PAGE = DOCS / "results" / "defaults.jsonl", DOCS / "defaults.md"
 TUNING_SEED, SEEDS = 100, (0, 1, 2)
 RATES = (1e-3, 3e-3, 1e-2)
 CHANGES = ("permute", "relabel", "random")
-STREAMS: dict[str, dict[str, Any]] = {
-    "electricity": {"stream": "electricity", "data": "streams"},
-    "weather": {"stream": "weather", "data": "streams"},
-    "outdoor": {"stream": "outdoor", "data": "streams"},
-    "ett": {"stream": "ett", "data": "ett"},
-    "river:TrumpApproval": {"stream": "river:TrumpApproval"},
-    "river:ImageSegments": {"stream": "river:ImageSegments"},
-    "regimes": {"stream": "regimes", "rows": 50_000},
-}
+STREAMS = [name for name in NAMED if name != "regimes 1M"]
 
 
 class Way(NamedTuple):
@@ -61,78 +50,53 @@ WAYS = (
 )  # fmt: skip
 
 
-def run(way: Way, key: dict[str, Any], data: Path) -> dict[str, Any]:
+def run(data: Path, recipe: str, stream: str, way: str, rate: float | None, seed: int) -> Record:
     """Bits and the main score of the recipe, in all and over its first and last fifth."""
-    recipe: Any = digits if key["recipe"] == "digits" else series
-    if recipe is digits:
-        options: dict[str, Any] = {"change": key["stream"], "lr": key["rate"]}
+    one = next(one for one in WAYS if str(one) == way)
+    common: dict[str, Any] = {"keep": one.keep, "opponents": (), "seed": seed}
+    gains = "joint" if one.joint else "free"
+    keeping.normalize_and_project = partial(normalize_and_project, gains=gains)  # type: ignore[assignment]
+    if recipe == "digits":
+        summary, rows = driven(digits, digits.DigitsConfig(change=stream, lr=rate, **common))  # type: ignore[arg-type]
     else:
-        options = dict(STREAMS[key["stream"]])
-        options |= {"data": str(data / options["data"])} if "data" in options else {}
-    config = (digits.DigitsConfig if recipe is digits else series.SeriesConfig)(
-        **options, keep=way.keep, opponents=(), seed=key["seed"]
-    )
-    gains = "joint" if way.joint else "free"
-    keeping.normalize_and_project = functools.partial(normalize_and_project, gains=gains)  # type: ignore[assignment]
-    torch.set_num_threads(1)
-    task = recipe.task(config)
-    with tempfile.TemporaryDirectory() as folder:
-        folder_run = Run(Path(folder) / "run")
-        folder_run.create(recipe.COMMAND, dataclasses.asdict(config), threads=1)
-        task.begin(folder_run)
-        driving = drive.Driving(report=False, save_every=10**9)
-        summary = drive.drive(folder_run, task.life(), driving=driving, show=lambda *_: None, row=task.row)
-        lines = (Path(folder) / "run" / "records.jsonl").read_text().splitlines()
-    assert summary is not None
-    rows = [json.loads(line)["members"]["pliant"] for line in lines]
-    rows = [row for row in rows if row["answers"]]
-    fifth = max(1, len(rows) // 5)
-    ours = summary["members"]["pliant"]
+        summary, rows = driven(series, series.SeriesConfig(**options_of(stream, data), **common))
+    bits = [row["members"]["pliant"]["bits"] for row in rows if row["members"]["pliant"]["answers"]]
+    fifth, ours = max(1, len(bits) // 5), summary["members"]["pliant"]
     main = "accuracy" if "accuracy" in ours else "error"
     return {
-        "bits": ours["bits"],
-        main: ours[main],
-        "first": statistics.fmean(row["bits"] for row in rows[:fifth]),
-        "last": statistics.fmean(row["bits"] for row in rows[-fifth:]),
-        "cpu_seconds": summary["cpu_seconds"]["pliant"],
-    }
+        "bits": ours["bits"], main: ours[main], "first": statistics.fmean(bits[:fifth]),
+        "last": statistics.fmean(bits[-fifth:]), "cpu seconds": round(summary["cpu_seconds"]["pliant"], 1),
+    }  # fmt: skip
 
 
-def records() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
+def keys(recipe: str, way: Way, streams: Sequence[str], rate: float | None, seeds: Sequence[int]) -> Iterator[Record]:
+    for stream in streams:
+        for seed in seeds:
+            yield {"recipe": recipe, "stream": stream, "way": str(way), "rate": rate, "seed": seed}
 
 
-def once(key: dict[str, Any], way: Way, data: Path) -> dict[str, Any]:
-    """The record of a run, which is made if it is not there."""
-    for record in records():
-        if record["key"] == key:
-            return record
-    record = {"key": key, **run(way, key, data)}
-    FILE.parent.mkdir(exist_ok=True)
-    with open(FILE, "a") as file:
-        file.write(json.dumps(record) + "\n")
-    print(*key.values(), f"{record['bits']:.4f}", f"{record['cpu_seconds']:.0f} s", flush=True)
-    return record
+def trials_in(data: Path) -> Trials:
+    return Trials(FILE, partial(run, data), told=lambda record: f"{record['bits']:.4f}")
 
 
-def keys(recipe: str, way: Way, streams: tuple[str, ...], rates: tuple[Any, ...], seeds: tuple[int, ...]) -> Iterator:
-    for rate in rates:
-        for stream in streams:
-            for seed in seeds:
-                yield {"recipe": recipe, "stream": stream, "way": str(way), "rate": rate, "seed": seed}
+def tuned(trials: Trials, way: Way) -> float:
+    """The rate with the fewest bits over all changes."""
 
-
-def of_digits(way: Way, data: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     def bits(rate: float) -> float:
-        tried = keys("digits", way, CHANGES, (rate,), (TUNING_SEED,))
-        return statistics.fmean(once(key, way, data)["bits"] for key in tried)
+        return statistics.fmean(trials.once(**key)["bits"] for key in keys("digits", way, CHANGES, rate, [TUNING_SEED]))
 
-    best = min(RATES, key=bits)
-    return [once(key, way, data) for key in keys("digits", way, CHANGES, (best,), seeds)]
+    return min(RATES, key=bits)
 
 
-def of_series(way: Way, data: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    return [once(key, way, data) for key in keys("series", way, tuple(STREAMS), (None,), seeds)]
+def work(recipes: Sequence[str], seeds: Sequence[int], data: Sequence[Path]) -> None:
+    trials = trials_in(data[0])
+    for way in WAYS:
+        if "digits" in recipes:
+            for key in keys("digits", way, CHANGES, tuned(trials, way), seeds):
+                trials.once(**key)
+        if "series" in recipes:
+            for key in keys("series", way, STREAMS, None, seeds):
+                trials.once(**key)
 
 
 HEAD = """# What is on by default, and why
@@ -158,11 +122,10 @@ Bits per answer more than without keeping, from the same seed; below zero is bet
 """
 
 
-def draw() -> None:
-    found = by_way(records())
-    seeds = max((len(runs) for of in found.values() for runs in of.values()), default=0)
+def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    found = by_way(records)
     shown = [", ".join(recipe.keep) or "none" for recipe in (digits.DigitsConfig(), series.SeriesConfig())]
-    parts = [HEAD.format(seeds=seeds, digits=shown[0], series=shown[1])]
+    parts = [HEAD.format(seeds=len(seeds), digits=shown[0], series=shown[1])]
     parts += [OF_DIGITS, *digits_table({way: of for (recipe, way), of in found.items() if recipe == "digits"})]
     tables = {way: of for (recipe, way), of in found.items() if recipe == "series"}
     parts += [OF_SERIES, *series_table(tables)] if tables else []
@@ -171,11 +134,11 @@ def draw() -> None:
     PAGE.write_text("\n".join(parts) + "\n")
 
 
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[str, list[Record]]
 """Of a way, by stream."""
 
 
-def by_way(found: list[dict[str, Any]]) -> dict[tuple[str, str], Runs]:
+def by_way(found: Sequence[Record]) -> dict[tuple[str, str], Runs]:
     ways: dict[tuple[str, str], Runs] = {}
     for record in found:
         key = record["key"]
@@ -223,35 +186,20 @@ def series_table(ways: dict[str, Runs]) -> list[str]:
     return rows
 
 
-def ledger() -> None:
-    found = by_way(records())
+def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    found = by_way(records)
     ways = {way: of for (recipe, way), of in found.items() if recipe == "digits" and set(CHANGES) <= set(of)}
     default = ", ".join(digits.DigitsConfig().keep) or "none"
     bits = {way: over_changes(runs) for way, runs in ways.items()}
     append(
         "learn digits: no way of keeping takes fewer bits over the three changes than the default",
         "python benchmarks/defaults.py --ledger",
-        {**{f"{way}: bits": value for way, value in bits.items()}, "seeds": len(SEEDS), "rates each": len(RATES)},
+        {**{f"{way}: bits": value for way, value in bits.items()}, "seeds": len(seeds), "rates each": len(RATES)},
         holds=next((value for way, value in bits.items() if way == default), float("inf"))
         <= min(bits.values()) + 0.005,
         note="a difference below 0.005 bits counts as none",
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--recipes", nargs="*", default=["digits", "series"])
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--ledger", action="store_true")
-    options = parser.parse_args()
-    if options.draw or options.ledger:
-        draw()
-        return ledger() if options.ledger else None
-    for recipe in options.recipes:
-        for way in WAYS:
-            (of_digits if recipe == "digits" else of_series)(way, options.data, SEEDS)
-
-
 if __name__ == "__main__":
-    main()
+    trials_in(Path()).command(work, draw, ledger, recipes=("digits", "series"), seeds=SEEDS, data=(Path(),))

@@ -47,21 +47,31 @@ DELAYED = {"electricity": 15_000, "weather": 15_000}
 """Streams and rows on which labels come later."""
 
 
-def run(options: dict[str, Any], data: Path, seed: int) -> dict[str, Any]:
-    """The summary of one run of the default command."""
-    options = dict(options)
-    if "data" in options:
-        options["data"] = str(data / options["data"])
-    config = series.SeriesConfig(**{"opponents": ALL, **options}, seed=seed)
-    task = series.task(config)
+def driven(recipe: Any, config: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the records of a run of a recipe, in a folder that does not stay."""
+    task = recipe.task(config)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         folder_run = Run(Path(folder) / "run")
-        folder_run.create(series.COMMAND, dataclasses.asdict(config), threads=1)
+        folder_run.create(recipe.COMMAND, dataclasses.asdict(config), threads=1)
         task.begin(folder_run)
         driving = drive.Driving(report=False, save_every=10**9)
         summary = drive.drive(folder_run, task.life(), driving=driving, show=lambda *_: None, row=task.row)
-    assert summary is not None
+        assert summary is not None
+        return summary, list(folder_run.lines("records.jsonl"))
+
+
+def options_of(stream: str, data: Path) -> dict[str, Any]:
+    """What names a stream, with its folder in `data`."""
+    options = dict(STREAMS[stream])
+    return options | {"data": str(data / options["data"])} if "data" in options else options
+
+
+def run(options: dict[str, Any], data: Path, seed: int) -> dict[str, Any]:
+    """The summary of one run of the default command."""
+    if "data" in options:
+        options = options | {"data": str(data / options["data"])}
+    summary, _ = driven(series, series.SeriesConfig(**{"opponents": ALL, **options}, seed=seed))
     keep = ("answers", "members", "cpu_seconds", "rows_per_second", "latency", "seconds", "peak_rss", "parameters")
     return {name: summary[name] for name in keep}
 

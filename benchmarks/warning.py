@@ -243,8 +243,8 @@ SHIPPED = {"srank": FEW, "dead": DEAD, "dormant": DORMANT, "rate ratio": SLOW, "
 """Thresholds of `verdict`."""
 HEAD = """# What warns before a learner can no longer learn
 
-Written by `python benchmarks/warning.py` from `docs/results/warning.jsonl`. {runs} runs of the feed-forward net of
-[keeping](keeping.md) over {tasks} tasks, {collapsed} of which collapse: the mean accuracy of the last tenth of their
+Written by `python benchmarks/warning.py --draw` from `docs/results/warning.jsonl`. {runs} runs of the feed-forward net
+of [keeping](keeping.md) over {tasks} tasks, {collapsed} of which collapse: the mean accuracy of the last tenth of their
 tasks is below {share:.0%} of that of their best tenth. It has *fallen* at the first task after which the mean of a
 tenth is below that share of the best so far. Two worlds: *random* (classes drawn anew, all must be memorized) and
 *permute* (pixels in a new order). Every fourth task all diagnostics are taken, on the same first questions of the

@@ -75,7 +75,6 @@ def test_pictures(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_agent_in_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("gymnasium")
     log = tmp_path / "lake.jsonl"
     asked = ["gym:FrozenLake-v1", "--lives", "60", "--indices", "2", "--permutations", "0"]
     found = told(capsys, *asked, "--agent", "q:epsilon=0.5,first=1", "--log", str(log))
@@ -106,7 +105,6 @@ def test_an_agent_in_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_misuse(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("gymnasium")
     assert said in refused(capsys, *arguments)
 
 

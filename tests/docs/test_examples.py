@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,6 @@ def test_late_labels_are_learned_from() -> None:
 
 @pytest.mark.global_rng
 def test_an_environment_runs_in_the_same_loop() -> None:
-    pytest.importorskip("gymnasium")
     assert len(load("gym_task").main(episodes=5)) == 5
 
 
@@ -60,14 +60,23 @@ def test_the_readme_example_is_right() -> None:
     assert failed == 0
 
 
+def names_of(page: str) -> dict[str, Any]:
+    """What the code of a page of ours has defined in the end."""
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
+        exec(code, names)
+    return names
+
+
+def test_the_code_about_plasticity_holds() -> None:
+    assert names_of("plasticity.md")["both"].plasticity == pytest.approx(2.8877123795, abs=1e-9)
+
+
 def test_the_mixer_of_the_docs_keeps_the_contract() -> None:
     import torch
 
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mixers.md").read_text(), re.DOTALL)
-    names: dict[str, object] = {}
-    exec(code, names)
     with seeded(0):
-        mixer = names["LeakyAverage"](4)  # type: ignore[operator]
+        mixer = names_of("mixers.md")["LeakyAverage"](4)
     x = torch.arange(24.0).reshape(1, 6, 4)
     whole, after = mixer(x)
     first, state = mixer(x[:, :2])

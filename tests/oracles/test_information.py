@@ -8,7 +8,7 @@ import pytest
 from pliant.measure.information import directed_information
 from pliant.measure.lifetimes import CORRECTIONS, Lifetimes
 
-im = pytest.importorskip("infomeasure")
+im = pytest.importorskip("infomeasure", reason="infomeasure is under the AGPL and installed by hand alone")
 
 pytestmark = pytest.mark.oracle
 THEIRS = {"none": "discrete", "miller-madow": "miller_madow", "chao-shen": "chao_shen"}

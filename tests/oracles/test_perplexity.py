@@ -1,16 +1,15 @@
 """Perplexity and calibration against torchmetrics, bits per byte against lm-eval; models of transformers are read."""
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from pliant.cli import main
 from pliant.core import generator, seeded
 from pliant.measure.perplexity import TokenScores
 from pliant.models import LanguageModel
+from pliant.recipes.contest import contest
 from pliant.recipes.language import score_model
 
 pytestmark = pytest.mark.oracle
@@ -45,7 +44,7 @@ def test_torchmetrics_overflows_where_we_do_not() -> None:
 
 
 def test_bits_per_byte_are_those_of_lm_eval() -> None:
-    metrics = pytest.importorskip("lm_eval.api.metrics")
+    metrics = pytest.importorskip("lm_eval.api.metrics", reason="lm-eval with sacrebleu is installed by hand alone")
     random = generator(1, "lengths")
     nll, size = 5 * torch.rand(40, generator=random, dtype=torch.float64), torch.randint(1, 9, (40,), generator=random)
     scores = TokenScores()
@@ -94,13 +93,11 @@ def test_a_model_of_transformers_is_scored_with_its_bytes(llama: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.global_rng
-def test_models_of_both_kinds_meet_by_bits_per_byte(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours, text = llama.parent / "ours", llama.parent / "text.jsonl"
+def test_models_of_both_kinds_meet_by_bits_per_byte(llama: Path) -> None:
+    ours = llama.parent / "ours"
     with seeded(1):
         LanguageModel(width=8, depth=1).save_pretrained(ours)
-    text.write_text("".join(json.dumps({"text": one}) + "\n" for one in TEXTS))
-    assert main(["measure", "perplexity", str(llama), str(ours), "--text", str(text), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = contest({"llama": score_model(llama, TEXTS), "ours": score_model(ours, TEXTS)}).found()
     assert found["selection"] is None
     assert not found["comparisons"][0]["same_tokens"]
     assert len({model["num_bytes"] for model in found["models"]}) == 1

@@ -84,7 +84,8 @@ def test_lives_of_different_lengths(tmp_path: Path, unchecked: None) -> None:
 
 def test_an_environment_is_recorded_in_the_order_of_its_turns() -> None:
     """What an action brings is one turn: reward, end, and the next observation, after an end that of the reset."""
-    gymnasium = pytest.importorskip("gymnasium")
+    import gymnasium
+
     from pliant.recipes.lives import live
     from pliant.streams.recorded import Recorded
 
@@ -121,7 +122,8 @@ def test_an_environment_is_recorded_in_the_order_of_its_turns() -> None:
 
 
 def test_bins() -> None:
-    gymnasium = pytest.importorskip("gymnasium")
+    import gymnasium
+
     from pliant.streams.recorded import Recorded, bins_of, borders_of
 
     assert borders_of(np.array([0.0, 1.0, 1.0]), 3).tolist() == [0.5]

@@ -13,6 +13,7 @@ from torch import Tensor
 from pliant.kernels._few_rows import plain
 from pliant.kernels._jit import jit_fast
 from pliant.kernels._math import _rise, exp, log1p_unit
+from pliant.kernels._scale_scan import _add_scaled, _dot
 
 NEAR = 0.3
 """Up to this size of z, (exp(z) - 1) / z is a series; above, the difference loses no digits that matter."""
@@ -171,20 +172,6 @@ def _softplus(y):  # type: ignore[no-untyped-def]
     for d in range(y.shape[0]):
         x = y[d]
         y[d] = max(x, x - x) + log1p_unit(exp(-abs(x)))
-
-
-@jit_fast
-def _add_scaled(y, e, x):  # type: ignore[no-untyped-def]
-    for d in range(y.shape[0]):
-        y[d] += e * x[d]
-
-
-@jit_fast
-def _dot(a, x):  # type: ignore[no-untyped-def]
-    total = x.dtype.type(0)
-    for d in range(x.shape[0]):
-        total += a[d] * x[d]
-    return total
 
 
 @jit_fast
