@@ -18,7 +18,6 @@ from pliant.kernels import (
     entmax,
     entropy_of_blocks,
     perplexity_softmax,
-    row_entropy,
     sharp_attention,
     sparsemax,
     ssmax,
@@ -26,6 +25,7 @@ from pliant.kernels import (
     tempered_softmax,
 )
 from pliant.kernels._adaptive_softmax import COEFFICIENTS, inverse_temperature
+from pliant.kernels._row_softmax import row_entropy
 from tests.suite import close
 
 FORMS = ("loop", "numba")

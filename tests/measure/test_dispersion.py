@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pliant.core import UsageError, seeded
-from pliant.kernels import adaptive_softmax, row_entropy
+from pliant.kernels import adaptive_softmax
+from pliant.kernels._row_softmax import row_entropy
 from pliant.measure.dispersion import Watch, heads, rows_of, share_limits, sharp_limit, table, verdict, watched
 from pliant.mixers import FullAttention, WindowAttention
 from pliant.mixers.sharpen import ASEntmax, SSMax
