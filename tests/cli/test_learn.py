@@ -65,7 +65,7 @@ def test_equal_runs_are_equal_to_the_byte_and_other_seeds_are_not(done: Path, tm
 
 def test_plain_is_the_run_without_keep_and_several_ways_may_stand_between_commas(tmp_path: Path) -> None:
     kept, plain = tmp_path / "kept", tmp_path / "plain"
-    assert learn(kept, "--keep", "normalize-project,rewarm", "--opponents", "plain,majority") == 0
+    assert learn(kept, "--keep", "normalize-project,", "rewarm", "--opponents", "plain,majority") == 0
     assert learn(plain, "--keep", "--opponents", "majority") == 0
     with_, without = (json.loads((run / "summary.json").read_text())["members"] for run in (kept, plain))
     assert set(with_) - set(without) == {"plain"}

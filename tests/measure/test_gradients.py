@@ -140,6 +140,14 @@ class Once(torch.autograd.Function):
         return g
 
 
+def test_parameters_of_the_loss_get_no_gradient() -> None:
+    with seeded(0):
+        model, scale = nn.Linear(3, 1).double(), nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+    losses = losses_of(model, X, Y.double(), loss=lambda said, true: scale * (said[:, 0] - true) ** 2)
+    assert sharpness(losses, parameters_of(model)) > 0
+    assert scale.grad is None and model.weight.grad is None
+
+
 def test_health_with_targets_leaves_nothing_behind() -> None:
     model, x, y, mask = classifier()
     optimizer = adamw(model, lr=1e-3)

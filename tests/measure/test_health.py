@@ -3,12 +3,13 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pliant.core import generator, seeded
+from pliant.core import UsageError, generator, seeded
 from pliant.measure.health import health, verdict
 from pliant.mixers import LRU, RGLRU
 from pliant.models import SequenceClassifier
@@ -35,7 +36,10 @@ def test_a_table_of_layers_by_hand() -> None:
     assert found.matrices["2.weight"]["rate"] == pytest.approx(0.1 / float(model[2].weight.detach().norm()) ** 2)
     assert list(found.matrices) == ["0.weight", "2.weight", "4.weight"]
     text = str(found)
-    assert "effective rank" in text and text.splitlines()[-1] == verdict(found)
+    assert "effective rank" in text and [line.split()[:2] for line in text.splitlines() if ".weight" in line] == [
+        ["0.weight", "matrix"], ["2.weight", "matrix"], ["4.weight", "head"]
+    ]  # fmt: skip
+    assert text.splitlines()[-1] == verdict(found)
 
 
 def test_since_an_earlier_moment() -> None:
@@ -52,6 +56,13 @@ def test_since_an_earlier_moment() -> None:
     later = health(model, X, optimizer=optimizer, since=first)
     row = later.matrices["2.weight"]
     assert (row["norm ratio"], row["rate ratio"], row["distance"]) == pytest.approx((16, 1 / 16, 15), rel=1e-5)
+    assert row["angle"] == pytest.approx(0, abs=1e-6)  # longer, and no other direction
+    with torch.no_grad():
+        w, turned = model[4].weight, torch.randn(3, 8, generator=generator(2, "turned"))
+        turned -= w * (turned * w).sum() / w.square().sum()
+        w.add_(turned * w.norm() / turned.norm())
+    head = health(model, X, optimizer=optimizer, since=first).matrices["4.weight"]
+    assert head["angle"] == pytest.approx(math.pi / 4)
     with torch.no_grad():
         model[0].weight.copy_(torch.randn(10, 6, generator=generator(1, "moved")))
     assert verdict(health(model, X, optimizer=optimizer, since=first)) == (
@@ -211,6 +222,37 @@ def test_an_error_leaves_nothing_either() -> None:
     with pytest.raises(RuntimeError):
         health(model, torch.ones(2, 5))
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "words"),
+    [
+        (nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)), {}, r"says \(64,\); expected one tensor"),
+        (nn.GRU(6, 4), {}, "GRU says tuple"),
+        (net(), {"targets": torch.zeros(64, dtype=torch.long), "known": torch.zeros(64, dtype=torch.bool),
+                 "loss": lambda y, t: nn.functional.cross_entropy(y, t, reduction="none")}, "no target of the probe"),
+        (net(), {"since": health(net(), X[:32])}, r"its outputs has shape \(32, 3\) there and \(64, 3\) here"),
+        (net(), {"since": health(nn.Sequential(nn.Linear(6, 3)), X)}, ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_looked_at_is_one_sentence(model: nn.Module, more: dict[str, Any], words: str) -> None:
+    if not words:  # what the earlier moment did not have is not compared
+        assert "moved" not in health(model, X, **more).units["2"]
+        return
+    with pytest.raises(UsageError, match=words):
+        health(model, X, **more)
+
+
+def test_hooks_go_when_a_look_at_recurrences_fails() -> None:
+    class Broken(RGLRU):
+        def time_constants(self) -> torch.Tensor:
+            raise RuntimeError
+
+    with seeded(0):
+        model = nn.Sequential(RGLRU(6), Broken(6))
+    with pytest.raises(RuntimeError):
+        health(model, X[None])
+    assert not any(part._forward_pre_hooks for part in model.modules())
 
 
 def test_probe_rows_are_bounded() -> None:

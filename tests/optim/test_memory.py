@@ -272,6 +272,23 @@ def test_a_second_consolidation_adds_to_what_has_decayed() -> None:
     assert seen == [True] * 3 and keep.times == 3
 
 
+def test_what_is_frozen_later_is_passed_over() -> None:
+    question, answer = first_pair()
+    keep = EWC(1.0, every=2, samples=4)
+    one = learner([keep], lr=0.1)
+    for time in range(0, 24, 8):  # a third one waits in the memory
+        one.predict(question._replace(time=time))
+        one.learn(answer._replace(time=time))
+    frozen, *others = one.model.parameters()
+    frozen.requires_grad_(False)
+    for p in (frozen, *others):
+        p.grad = None
+    keep.gradient(one.model, one.optimizer, Probe(4, generator(0, "probe"), question, 1.0))
+    assert frozen.grad is None and all(p.grad is not None for p in others)
+    of_frozen, *of_others = keep.information(one.model, generator(0, "sample"))
+    assert not of_frozen.any() and any(f.any() for f in of_others)
+
+
 def test_a_detector_says_when_to_consolidate() -> None:
     keep = EWC(1.0, detector=Cusum(settle=5, threshold=3.0), samples=4)
     one = learner([keep], lr=0.5)

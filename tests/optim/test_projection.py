@@ -373,6 +373,23 @@ def test_twice_around_one_optimizer_is_refused() -> None:
         normalize_and_project(optimizer, model)
 
 
+def test_a_schedule_of_torch_comes_after() -> None:
+    with seeded(0):
+        model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: 0.5**update)
+    with pytest.raises(UsageError, match="wrap it first"):
+        normalize_and_project(optimizer, model)
+    assert len(optimizer.param_groups) == 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        normalize_and_project(optimizer, model), lambda update: 0.5**update
+    )  # fmt: skip
+    optimizer.step()
+    schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+
+
 def test_an_unknown_tensor_is_named() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

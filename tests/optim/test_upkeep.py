@@ -75,6 +75,22 @@ def test_what_is_frozen_stays(upkeep: Upkeep) -> None:
 # Re-warming
 
 
+def test_a_rewarmed_rate_may_be_an_effective_one() -> None:
+    model = net()
+    optimizer = torch.optim.Adam([{"params": [p]} for p in model.parameters()], lr=0.1)
+    rewarm = Rewarm(warmup_cosine(2, 10, floor=0.1), cycle=10, effective=True)
+    rewarm.init(model, optimizer)
+    grown = optimizer.param_groups[0]
+    assert grown["params"][0] is model[0].weight
+    with torch.no_grad():
+        model[0].weight.mul_(3)
+    for update in range(1, 12):
+        rewarm.apply(model, optimizer, probe(update))
+        factor = warmup_cosine(2, 10, floor=0.1)(update % 10)
+        assert [group["lr"] for group in optimizer.param_groups[:2]] == pytest.approx([0.3 * factor, 0.1 * factor])
+    assert rewarm.times == 1
+
+
 def test_a_cycle_repeats_the_schedule() -> None:
     model = net()
     factor = warmup_cosine(2, 10, floor=0.1)

@@ -64,10 +64,14 @@ def _apart(arguments: list[str], default: Any) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             inside = name in several
-            parted += [name, *value.split(",")] if inside and equals else [argument]
+            parted += [name, *_words(value)] if inside and equals else [argument]
         else:
-            parted += argument.split(",") if inside else [argument]
+            parted += _words(argument) if inside else [argument]
     return parted
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]
 
 
 def _several(default: Any) -> set[str]:

@@ -123,14 +123,25 @@ def _exact(losses: Losses, parameters: Mapping[str, Tensor]) -> Callable[[Tensor
         return _gradient(gradient @ v, parameters, keep=True)
 
     try:
-        # All the way back, since `grad` would pass by a part that refuses and call its share zero.
-        gradient.sum().backward(retain_graph=True)
+        # To every leaf, since a part that refuses would be passed by on the way to some, and its share called zero.
+        torch.autograd.grad(gradient.sum(), _leaves(gradient), retain_graph=True, allow_unused=True)
     except RuntimeError:
         return None
-    finally:
-        for p in parameters.values():
-            p.grad = None
     return product
+
+
+def _leaves(tensor: Tensor) -> list[Tensor]:
+    """Tensors that its graph ends in."""
+    found, seen, waiting = [], set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.append(leaf)
+        waiting += [following for following, _ in node.next_functions]
+    return found
 
 
 def _differences(losses: Losses, parameters: Mapping[str, Tensor], flat: Tensor) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.core import Role, UsageError
-from pliant.core.rates import norms, power_of
+from pliant.core.rates import angle, norms, power_of
 from pliant.core.roles import MIXING, roles_of
 from pliant.core.units import activations, of_steps, units_of
 from pliant.measure.features import (
@@ -43,7 +43,7 @@ class Health:
             rank`, and since an earlier moment `srank ratio`, `moved` (Δ_C) and `flipped` (Δ_A).
         matrices: by name: `norm`, `rate` (effective), and since an earlier moment `norm ratio`, `rate ratio` (to the
             effective rate then, of the whole rate if a schedule was still warming up), `distance` (of the parameter
-            from then, over its norm then).
+            from then, over its norm then) and `angle` (by which it has turned since then, radians).
         recurrences: by name: quantiles 0.05, 0.5, 0.95 of `time constants` in steps, and of each gate the share
             that is `saturated`.
         roles: of the matrices, by name, in lower case.
@@ -71,7 +71,9 @@ class Health:
     def __str__(self) -> str:
         lines = []
         whole = {"model": self.whole} if self.whole else {}
-        tables = {"units": self.units, "matrices": self.matrices, "recurrences": self.recurrences, "whole": whole}
+        matrices = {name: {"role": self.roles[name], **row} for name, row in self.matrices.items()}
+        tables: dict[str, Mapping[str, Mapping[str, Any]]]
+        tables = {"units": self.units, "matrices": matrices, "recurrences": self.recurrences, "whole": whole}
         for title, rows in tables.items():
             columns = list(dict.fromkeys(column for row in rows.values() for column in row))
             if not rows:
@@ -84,6 +86,8 @@ class Health:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, (tuple, list)):
         return " ".join(_text(part) for part in value)
     return "" if value is None else f"{value:.3g}"
@@ -121,13 +125,17 @@ def health(
         loss: (output, targets) -> one loss per place; None takes `model.nats`.
 
     Raises:
-        UsageError: a parameter's role is not known, see `roles_of`.
+        UsageError: a parameter's role is not known, see `roles_of`; the probe holds no step that exists, or no target
+            that is known; an earlier moment is of other inputs or another model; or what the model says is not one
+            tensor `(..., c)`.
     """
     names = {id(part): name for name, part in model.named_modules()}
     units = units_of(model)
     if not inputs.numel() or (mask is not None and not bool(mask.any())):
         raise UsageError(f"health: probe inputs of shape {tuple(inputs.shape)} hold no step that exists")
     told = roles_of(model, roles)
+    # Before the model is called: what shards its parameters puts others in their place for a while.
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and told[name] in MIXING}
     before = since if before is None else before
     then, last = ({}, {}) if since is None or before is None else (since.units, before.features)
     modes = {part: part.training for part in model.modules()}  # a part may be frozen by its mode alone
@@ -140,6 +148,9 @@ def health(
                 outputs, _ = model(inputs, state, reset=reset, mask=mask)
             else:
                 outputs = model(inputs)
+        if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise UsageError(f"health: {type(model).__name__} says {got}; expected one tensor (..., c)")
         if targets is not None:
             losses = losses_of(model, inputs, targets, state, reset=reset, mask=mask, known=known, loss=loss)
             whole = _of_losses(losses, parameters_of(model))
@@ -147,10 +158,10 @@ def health(
         for part, mode in modes.items():
             part.training = mode
     said = _rows(outputs.flatten(0, -2), mask)
-    if before is not None:
-        whole["churn"] = churn(before.outputs, said)
     features = {names[id(one.reader)]: _rows(h, mask) for one, h in zip(units, seen, strict=True) if h is not None}
-    matrices = {name: p.detach() for name, p in model.named_parameters() if p.ndim >= 2 and told[name] in MIXING}
+    if before is not None:
+        _same_probe(before, said, features)
+        whole["churn"] = churn(before.outputs, said)
     return Health(
         units={name: _of_units(h, then.get(name), last.get(name)) for name, h in features.items()},
         matrices=_of_matrices(matrices, optimizer, since),
@@ -158,9 +169,17 @@ def health(
         roles={name: told[name].name.lower() for name in matrices},
         whole=whole,
         features=features,
-        parameters={name: p.clone() for name, p in matrices.items()} if keep_parameters else {},
+        parameters={name: p.detach().clone() for name, p in matrices.items()} if keep_parameters else {},
         outputs=said,
     )
+
+
+def _same_probe(before: Health, said: Tensor, features: Mapping[str, Tensor]) -> None:
+    now = {"its outputs": said.shape, **{name: h.shape for name, h in features.items()}}
+    then = {"its outputs": before.outputs.shape, **{name: h.shape for name, h in before.features.items()}}
+    if other := [name for name, shape in now.items() if then.get(name, shape) != shape]:
+        raise UsageError(f"health: the earlier moment is of another probe or model: {other[0]} has shape "
+                         f"{tuple(then[other[0]])} there and {tuple(now[other[0]])} here")  # fmt: skip
 
 
 def _rows(h: Tensor, mask: Tensor | None) -> Tensor:
@@ -170,7 +189,10 @@ def _rows(h: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _of_losses(losses: Losses, parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    found = {"loss": float(losses(parameters).detach().mean())}
+    of_places = losses(parameters).detach()
+    if not len(of_places):
+        raise UsageError("health: no target of the probe is known")
+    found = {"loss": float(of_places.mean())}
     found |= gradient_covariance(example_gradients(losses, parameters))
     return found | {"sharpness": sharpness(losses, parameters)}
 
@@ -191,23 +213,24 @@ def _of_units(h: Tensor, since: dict[str, float] | None, before: Tensor | None) 
 def _of_matrices(
     matrices: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None, since: Health | None
 ) -> dict[str, dict[str, float]]:
-    lengths = dict(zip(matrices, norms(list(matrices.values())).tolist(), strict=True))
+    lengths = dict(zip(matrices, norms([p.detach() for p in matrices.values()]).tolist(), strict=True))
     groups = [] if optimizer is None else optimizer.param_groups
     # A schedule notes the rate that was asked for, which it reaches after it has warmed up.
-    rates = {p.data_ptr(): (float(g["lr"]), float(g.get("initial_lr", g["lr"]))) for g in groups for p in g["params"]}
+    rates = {id(p): (float(g["lr"]), float(g.get("initial_lr", g["lr"]))) for g in groups for p in g["params"]}
     found: dict[str, dict[str, float]] = {}
     for name, p in matrices.items():
         row = {"norm": lengths[name]}
         power = 0 if optimizer is None else power_of(optimizer)
-        rate, asked = rates.get(p.data_ptr(), (0.0, 0.0))
-        if p.data_ptr() in rates and lengths[name] > 0:
+        rate, asked = rates.get(id(p), (0.0, 0.0))
+        if id(p) in rates and lengths[name] > 0:
             row["rate"] = rate / lengths[name] ** power
         if since is not None and (then := since.matrices.get(name)):
             row["norm ratio"] = lengths[name] / then["norm"] if then["norm"] else torch.inf
             if "rate" in row and then["norm"] and (first := max(asked, then.get("rate", 0.0) * then["norm"] ** power)):
                 row["rate ratio"] = rate / first / row["norm ratio"] ** power
             if name in since.parameters and then["norm"]:
-                row["distance"] = float((p - since.parameters[name]).norm()) / then["norm"]
+                row["distance"] = float((p.detach() - since.parameters[name]).norm()) / then["norm"]
+                row["angle"] = float(angle(p.detach(), since.parameters[name]))
         found[name] = row
     return found
 
@@ -216,20 +239,20 @@ def _of_matrices(
 def _gates(model: nn.Module, names: Mapping[int, str], found: dict[str, dict[str, Any]]) -> Iterator[None]:
     """Time constants of recurrences, and how far their gates are open on what they get to read."""
     hooks = []
-    for part in model.modules():
-        name = names[id(part)] or type(part).__name__
-        if callable(constants := getattr(part, "time_constants", None)):
-            with torch.no_grad():
-                marks = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-                found.setdefault(name, {})["time constants"] = constants().double().quantile(marks).tolist()
-        if callable(gates := getattr(part, "gates", None)):
-
-            def look(module: nn.Module, args: tuple[Any, ...], name: str = name, gates: Any = gates) -> None:
-                for gate, z in gates(args[0]).items():
-                    found.setdefault(name, {})[f"{gate} saturated"] = float((z.abs() > SATURATED).float().mean())
-
-            hooks.append(part.register_forward_pre_hook(look))
     try:
+        for part in model.modules():
+            name = names[id(part)] or type(part).__name__
+            if callable(constants := getattr(part, "time_constants", None)):
+                with torch.no_grad():
+                    marks = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+                    found.setdefault(name, {})["time constants"] = constants().double().quantile(marks).tolist()
+            if callable(gates := getattr(part, "gates", None)):
+
+                def look(module: nn.Module, args: tuple[Any, ...], name: str = name, gates: Any = gates) -> None:
+                    for gate, z in gates(args[0]).items():
+                        found.setdefault(name, {})[f"{gate} saturated"] = float((z.abs() > SATURATED).float().mean())
+
+                hooks.append(part.register_forward_pre_hook(look))
         yield
     finally:
         for hook in hooks:

@@ -191,10 +191,11 @@ class EWC(Upkeep):
         pull = torch._foreach_sub(self.params, self.anchor)
         torch._foreach_mul_(pull, self.weight)
         torch._foreach_mul_(pull, self.strength)
-        for p in self.params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        torch._foreach_add_([p.grad for p in self.params], pull)
+        moved = [i for i, p in enumerate(self.params) if p.requires_grad]
+        for i in moved:
+            if self.params[i].grad is None:
+                self.params[i].grad = torch.zeros_like(self.params[i])
+        torch._foreach_add_([self.params[i].grad for i in moved], [pull[i] for i in moved])
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
         risen = self.detector is not None and self.detector.update(probe.nats)
@@ -220,10 +221,11 @@ class EWC(Upkeep):
                 if self.fisher == "sampled":
                     targets = _sampled(output.detach(), targets, generator)
                 nats = model.nats(output, targets).sum()  # type: ignore[operator]
-                found = torch.autograd.grad(nats, self.params, allow_unused=True)
-            for sum_of, g in zip(total, found, strict=True):
+                moved = [i for i, p in enumerate(self.params) if p.requires_grad]  # some may have been frozen since
+                found = torch.autograd.grad(nats, [self.params[i] for i in moved], allow_unused=True)
+            for i, g in zip(moved, found, strict=True):
                 if g is not None:
-                    sum_of.addcmul_(g, g)
+                    total[i].addcmul_(g, g)
         torch._foreach_div_(total, len(self.memory))
         return total
 

@@ -66,7 +66,8 @@ def normalize_and_project(
             tangent of the angle by which a step turns a matrix. `every` has to be 1.
 
     Raises:
-        UsageError: an argument is out of range, roles are not known, or the optimizer has been wrapped before.
+        UsageError: an argument is out of range, roles are not known, the optimizer has been wrapped before, or
+            a schedule of `torch.optim.lr_scheduler` has been made for it.
     """
     if every < 1 or (hyperball and every != 1):
         raise UsageError(f"normalize_and_project: every is {every}, expected at least 1 step, and 1 with hyperball")
@@ -165,6 +166,9 @@ def _divide(optimizer: torch.optim.Optimizer, chosen: Callable[[Tensor], bool]) 
             groups.append(own)
     if not any(group[NORM] for group in groups):
         raise UsageError("normalize_and_project: no parameter of the optimizer has a role that is projected")
+    if len(groups) > len(optimizer.param_groups) and hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        # It would go on with the groups that there were.
+        raise UsageError("normalize_and_project: this optimizer has a schedule of torch already; wrap it first")
     if zero := sum(length == 0 for group in groups for length in group[NORM]):
         logger.warning("%d matrices are zero and have no length to keep; they are left free", zero)
     if quiet:

@@ -50,8 +50,12 @@ class Schedule(Upkeep):
         set_rates(optimizer, self.factor(0))
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
-        lr = set_rates(optimizer, self.factor(probe.update))
-        return {"lr": self._follow(optimizer) if self.effective else lr}
+        return {"lr": self.set(optimizer, self.factor(probe.update))}
+
+    def set(self, optimizer: torch.optim.Optimizer, factor: float) -> float:
+        """Give each group its rate at this factor; the rate of the first group."""
+        lr = set_rates(optimizer, factor)
+        return self._follow(optimizer) if self.effective else lr
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> float:
         """Give each group the rate that its present norms need; the rate of the first group."""

@@ -7,7 +7,7 @@
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,23 +18,24 @@ from pliant.core.change import Detector
 from pliant.core.rates import norms
 from pliant.core.roles import MIXING, roles_of
 from pliant.optim.base import Probe, Upkeep
-from pliant.optim.schedules import set_rates
+from pliant.optim.schedules import Schedule
 
 _CONVS = nn.modules.conv._ConvNd
 
 
-class Rewarm(Upkeep):
+class Rewarm(Schedule):
     """A schedule whose clock is set to zero again when the stream has changed, and nothing else is.
 
     Paper: Lyle et al. 2025, arXiv:2507.20057, algorithm 1: a rate that has risen is to fall again.
 
     Args:
-        factor: of the first rates, by updates since the clock was set, as of `warmup_cosine`.
+        factor: as of `Schedule`, by updates since the clock was set, as of `warmup_cosine`.
         cycle: updates from one beginning to the next; None means that only `detector` says.
         detector: gets the loss of each update in nats and says when its level has risen, such as
             `pliant.core.change.Cusum`, or `Foreign(river.drift.ADWIN)`; None: only `cycle` says.
         peak: factor of all rates after the first beginning; some learners want a higher one.
         rest: updates after a beginning in which the detector is not heard.
+        effective, roles: as of `Schedule`.
     """
 
     def __init__(
@@ -45,18 +46,16 @@ class Rewarm(Upkeep):
         detector: Detector | None = None,
         peak: float = 1.0,
         rest: int = 0,
+        effective: bool = False,
+        roles: Mapping[str, Role] | None = None,
     ):
+        super().__init__(factor, effective=effective, roles=roles)
         if cycle is None and detector is None:
             raise UsageError("Rewarm: neither a cycle nor a detector says when to begin anew")
         if (cycle is not None and cycle < 1) or peak <= 0 or rest < 0:
             raise UsageError(f"Rewarm: cycle is {cycle}, peak {peak} and rest {rest}; expected positive numbers")
-        self.factor, self.cycle, self.detector, self.peak, self.rest = factor, cycle, detector, peak, rest
+        self.cycle, self.detector, self.peak, self.rest = cycle, detector, peak, rest
         self.clock, self.times = 0, 0
-
-    def init(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        set_rates(optimizer, self.factor(0))
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
         self.clock += 1
@@ -64,7 +63,7 @@ class Rewarm(Upkeep):
         again = risen or (self.cycle is not None and self.clock >= self.cycle)
         if again:
             self.clock, self.times = 0, self.times + 1
-        lr = set_rates(optimizer, self.factor(self.clock) * (self.peak if self.times else 1.0))
+        lr = self.set(optimizer, self.factor(self.clock) * (self.peak if self.times else 1.0))
         return {"lr": lr, "rewarmed": True} if again else {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
