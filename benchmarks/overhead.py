@@ -3,8 +3,9 @@
 python benchmarks/overhead.py
 
 Projection: steps of AdamW with foreach, alone and with normalize_and_project, on copies of one model with the same
-gradients, in turn; the fused AdamW is told beside it. Health: one look of `pliant learn` at a model against learning
-from as many steps of a stream as lie between two looks. Medians of processor time.
+gradients, in turn; the fused AdamW is told beside it, with a projection at each step and at every 16th. Health: one
+look of `pliant learn` at a model against learning from as many steps of a stream as lie between two looks. Medians of
+processor time.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from pliant.optim import adamw, normalize_and_project
 from pliant.recipes.checkup import EVERY, Checkup
 
 MOST_PROJECTION, MOST_HEALTH = 0.05, 0.03
+SPARSE = 16
+"""Steps from one projection to the next where each would cost too much beside a fused optimizer."""
 BATCH, STEPS, FEATURES, CLASSES = 16, 16, 16, 10
 
 
@@ -87,30 +90,42 @@ def projection(name: str, rounds: int) -> dict[str, float]:
     with seeded(1):
         for p in model.parameters():
             p.grad = torch.randn_like(p)
-    kinds: dict[str, torch.optim.Optimizer] = {}
-    for kind in ("foreach", "projected", "fused", "projected fused"):
-        twin = copy.deepcopy(model)
-        for p, q in zip(twin.parameters(), model.parameters(), strict=True):
-            p.grad = q.grad
-        way = {"fused": True} if "fused" in kind else {"foreach": True}
-        kinds[kind] = torch.optim.AdamW(twin.parameters(), 1e-3, weight_decay=0.01, **way)
-        if "projected" in kind:
-            normalize_and_project(kinds[kind], twin)
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for i in range(rounds + 2):
-        for kind, optimizer in kinds.items():
-            spent = timed(optimizer.step)
-            if i >= 2:
-                times[kind].append(spent)
+    every = {"foreach": 0, "projected": 1, "fused": 0, "projected fused": 1}
+    times = in_turn({kind: optimizer_of(model, "fused" in kind, n) for kind, n in every.items()}, rounds)
     median = {kind: statistics.median(values) for kind, values in times.items()}
     shares = [b / a - 1 for a, b in zip(times["foreach"], times["projected"], strict=True)]
+    sparse = in_turn({kind: optimizer_of(model, True, n) for kind, n in {"alone": 0, "projected": SPARSE}.items()},
+                     max(2, rounds // 4), steps=SPARSE)  # fmt: skip
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     return {
         "million parameters": millions,
         **{f"{kind} ms": value for kind, value in median.items()},
         "share": statistics.median(shares),
         "share of fused": median["projected fused"] / median["fused"] - 1,
+        f"share of fused, every {SPARSE}": statistics.median(
+            b / a - 1 for a, b in zip(sparse["alone"], sparse["projected"], strict=True)
+        ),
     }
+
+
+def optimizer_of(model: nn.Module, fused: bool, every: int) -> torch.optim.Optimizer:
+    """AdamW over a copy of a model with the same gradients; it projects `every` so many steps, 0 never."""
+    twin = copy.deepcopy(model)
+    for p, q in zip(twin.parameters(), model.parameters(), strict=True):
+        p.grad = q.grad
+    optimizer = torch.optim.AdamW(twin.parameters(), 1e-3, weight_decay=0.01, fused=fused, foreach=not fused)
+    return normalize_and_project(optimizer, twin, every) if every else optimizer
+
+
+def in_turn(kinds: dict[str, torch.optim.Optimizer], rounds: int, steps: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of so many steps of each, round by round."""
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for i in range(rounds + 2):
+        for kind, optimizer in kinds.items():
+            spent = timed(lambda optimizer=optimizer: [optimizer.step() for _ in range(steps)])  # type: ignore[misc]
+            if i >= 2:
+                times[kind].append(spent)
+    return times
 
 
 def stream(questions: int) -> Iterator[tuple[Question, Answer]]:

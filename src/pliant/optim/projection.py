@@ -55,7 +55,8 @@ def normalize_and_project(
         optimizer: over parameters of `model`, before its first step. Its groups are divided where only a part of one is
             projected.
         model: who says what its parameters are for, or see `roles`; `normalized` adds the norms that it may lack.
-        every: steps from one projection to the next.
+        every: steps from one projection to the next. One goes over the matrices twice: little beside a foreach step of
+            AdamW, half of a fused one, where 16 make it little again (docs/ledger.md).
         scope: roles that are projected.
         roles: roles of parameters by name, for a model that does not tell them all.
         gains: `"joint"` rescales gain and bias of each norm together to their first joint length, which is right where
