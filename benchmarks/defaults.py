@@ -10,6 +10,7 @@ digits: each way has three rates, tried with a seed of its own on all three chan
 the three is run with other seeds. series: the rate of the recipe, which follows its own rule, for all ways.
 """
 
+import importlib
 import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,7 +22,6 @@ from _trials import Record, Trials
 from streams import STREAMS as NAMED
 from streams import driven, options_of
 
-import pliant.optim.keeping as keeping
 from pliant.optim import normalize_and_project
 from pliant.recipes import digits, series
 
@@ -55,7 +55,9 @@ def run(data: Path, recipe: str, stream: str, way: str, rate: float | None, seed
     one = next(one for one in WAYS if str(one) == way)
     common: dict[str, Any] = {"keep": one.keep, "opponents": (), "seed": seed}
     gains = "joint" if one.joint else "free"
-    keeping.normalize_and_project = partial(normalize_and_project, gains=gains)  # type: ignore[assignment]
+    # By import_module, since the package has a function of the name of this module.
+    keeping: Any = importlib.import_module("pliant.optim.keeping")
+    keeping.normalize_and_project = partial(normalize_and_project, gains=gains)
     if recipe == "digits":
         summary, rows = driven(digits, digits.DigitsConfig(change=stream, lr=rate, **common))  # type: ignore[arg-type]
     else:
