@@ -250,6 +250,12 @@ def test_constant_columns_and_a_target_that_stays(tmp_path: Path, capsys: Captur
     assert summary["members"]["pliant"]["error"] == pytest.approx(0, abs=0.5)
 
 
+def test_plasticity_is_not_told_of_numbers(tmp_path: Path, capsys: Capture) -> None:
+    data, run = table(tmp_path / "t.csv", [[a, b, "u", b] for a, b, _, _ in cells()]), tmp_path / "run"
+    assert main(["learn", "series", "--data", str(data), "--target", "y", "--plasticity", "--run", str(run)]) == 2
+    assert "--plasticity is told of classes" in capsys.readouterr().err and not run.exists()
+
+
 def test_categories_only(tmp_path: Path, capsys: Capture) -> None:
     rows = [[kind, y] for _, _, kind, y in cells()]
     summary, err = kept(capsys, table(tmp_path / "t.csv", rows, "kind,y"), "--no-report")

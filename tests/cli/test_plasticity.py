@@ -91,7 +91,7 @@ def test_an_agent_in_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtur
     ("arguments", "said"),
     [
         (["none.jsonl"], "none.jsonl cannot be read"),
-        (["."], ". is a folder"),
+        (["."], "no readable config.json"),
         ([], "needs a log or an environment"),
         (["gym:Nowhere-v1"], "gym:Nowhere-v1 cannot be made"),
         (["gym:CartPole-v1"], "on the command line --bins 3"),

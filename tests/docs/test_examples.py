@@ -69,7 +69,9 @@ def names_of(page: str) -> dict[str, Any]:
 
 
 def test_the_code_about_plasticity_holds() -> None:
-    assert names_of("plasticity.md")["both"].plasticity == pytest.approx(2.8877123795, abs=1e-9)
+    names = names_of("plasticity.md")
+    assert names["both"].plasticity == pytest.approx(2.8877123795, abs=1e-9)
+    assert 0 < names["found"].bits < names["found"].most and names["one"].updates == 0
 
 
 def test_the_mixer_of_the_docs_keeps_the_contract() -> None:

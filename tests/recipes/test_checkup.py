@@ -21,7 +21,7 @@ from pliant.recipes.checkup import Checkup, side_by_side
 CONFIG = digits.DigitsConfig(answers=2400, size=1, opponents=("majority",), keep=(), every=1200)
 
 
-def carry_out(folder: Path, stop_after: int | None = None) -> tuple[Run, Life]:
+def carry_out(folder: Path, stop_after: int | None = None, plasticity: bool = False) -> tuple[Run, Life]:
     run, life = Run(folder), digits.life(CONFIG)
     if not run.exists():
         run.create(digits.COMMAND, {**vars(CONFIG)}, threads=1)
@@ -36,7 +36,8 @@ def carry_out(folder: Path, stop_after: int | None = None) -> tuple[Run, Life]:
 
             os.kill(os.getpid(), signal.SIGINT)
 
-    drive.drive(run, life, driving=drive.Driving(report=False, save_every=10**9), show=show, row=200, every=1200)
+    driving = drive.Driving(report=False, save_every=10**9, plasticity=plasticity)
+    drive.drive(run, life, driving=driving, show=show, row=200, every=1200)
     return run, life
 
 
@@ -60,6 +61,23 @@ def test_a_run_holds_looks_that_are_exact_over_a_stop(
     carry_out(tmp_path / "parts", stop_after=5)
     again, _ = carry_out(tmp_path / "parts")
     assert (again.folder / "records.jsonl").read_bytes() == (run.folder / "records.jsonl").read_bytes()
+
+
+def test_plasticity_is_told_at_each_look_and_changes_nothing(
+    tmp_path: Path, whole: tuple[Run, Life], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkup, "EVERY", 3000)
+    run, _ = carry_out(tmp_path / "run", stop_after=4, plasticity=True)
+    rows = list(run.lines("records.jsonl"))
+    bits = {row["answers"]: row["health"]["whole"].pop("plasticity") for row in rows if "health" in row}
+    assert rows == list(whole[0].lines("records.jsonl"))[: len(rows)]
+    assert list(bits) == [208, 608] and all(0 < one < 3.33 for one in bits.values())
+    assert main(["measure", "plasticity", str(run.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["bits"] < found["most"] == pytest.approx(3.3219, abs=1e-4) and found["forks"] == 16
+    assert [tuple(one) for one in found["history"]] == list(bits.items())
+    assert main(["measure", "plasticity", str(run.folder)]) == 0
+    assert f"plasticity {found['bits']:.3f} ± {found['error']:.3f} bits per answer" in capsys.readouterr().out
 
 
 def test_the_run_is_the_one_without_looks(

@@ -77,10 +77,12 @@ def _learn_kind(name: str, arguments: list[str]) -> int:
         config = parse(Options, arguments, prog, Options(saved, drive.Driving())).config
         _refuse_changes(run, saved, config)
         task = recipe.task(config)
+        _fits(first.driving, task)
         task.check(run)
     else:
         config, trials, cost = _tuned(first.config)
         task = recipe.task(config)
+        _fits(first.driving, task)
         if first.driving.resume:
             print(f"nothing to resume in {run.folder}: a new run begins", file=sys.stderr)
         run.create(recipe.COMMAND, dataclasses.asdict(config), threads=first.driving.threads)
@@ -112,6 +114,11 @@ def _tuned(config: Any) -> tuple[Any, list[dict[str, Any]], dict[str, Any]]:
         print("no setting was tried to its end in that time: the defaults are used", file=sys.stderr)
     cost = {"tuning": True, "seconds": round(wall, 6), "cpu": {LEARNER: round(cpu, 6)}}
     return best, [dataclasses.asdict(trial) for trial in trials], cost
+
+
+def _fits(driving: Any, task: Any) -> None:
+    if driving.plasticity and task.main != "accuracy":
+        raise Misuse(f"--plasticity is told of classes, and {task.title!r} asks for numbers; leave it out")
 
 
 def _saved_config(kind: type[T], command: str, run: Any) -> T:

@@ -29,11 +29,12 @@ class PlasticityOptions:
     """How much what an agent sees shapes what it does, and the other way round, in bits.
 
     Of a log with one line of JSON for each turn, or of an agent that is let loose in a Gymnasium environment. Many
-    lives of the same length are compared with each other; of one long life the rates are estimated.
+    lives of the same length are compared with each other; of one long life the rates are estimated. Of a run of pliant
+    learn: forks of its newest saved life are shown random targets, which shape what they say then.
     """
 
     source: str
-    """A log, LOG.jsonl, see docs/plasticity.md; or gym:ENV, such as gym:FrozenLake-v1."""
+    """A log, LOG.jsonl, see docs/plasticity.md; gym:ENV, such as gym:FrozenLake-v1; or the folder of a run."""
     agent: str = "random"
     """Who acts in gym:ENV: random, q, q:epsilon=0.2,rate=0.5, or module:function, a function of (environment, seed)
     that returns one of (observation, reward, ended), which gives an action and learns as it likes."""
@@ -118,11 +119,13 @@ def _tell_history(history: list[dict[str, Any]]) -> None:
 
 def _plasticity(arguments: list[str]) -> int:
     require(arguments, "pliant measure plasticity needs a log or an environment, such as: pliant measure plasticity "
-                       "turns.jsonl, or gym:FrozenLake-v1 --agent q")  # fmt: skip
+                       "turns.jsonl, or gym:FrozenLake-v1 --agent q, or runs/digits-001")  # fmt: skip
     import tyro
 
     kind = Annotated[PlasticityOptions, tyro.conf.arg(name="")]
     options = parse(kind, arguments, "pliant measure plasticity", None, positional=("source",))
+    if Path(options.source).is_dir():
+        return _plasticity_of_run(options)
     from pliant.core import Disk, UsageError
     from pliant.core.plain import dumps
     from pliant.recipes.flow import of_lives, of_one_life
@@ -142,14 +145,32 @@ def _plasticity(arguments: list[str]) -> int:
     return 0
 
 
+def _plasticity_of_run(options: PlasticityOptions) -> int:
+    from pliant.core.plain import dumps
+    from pliant.recipes.examine import plasticity_of
+
+    if options.figure is not None:
+        raise Misuse(
+            "pliant measure plasticity draws no figure of a run; with pliant learn --plasticity its report does"
+        )
+    found, probe, history = plasticity_of(Path(options.source), options.seed)
+    if options.json:
+        print(dumps({**found._asdict(), "probe": probe, "history": history}))
+        return 0
+    for answers, bits in history:
+        print(f"after {answers:,} answers: {bits:.3f} bits")
+    print(f"plasticity {found.bits:.3f} ± {found.error:.3f} bits per answer, of {found.most:.3f}")
+    print(f"so much random targets of {probe} say of an answer to one of them, after {found.updates} updates; "
+          f"from {found.forks} forks")  # fmt: skip
+    return 0
+
+
 def _turns(options: PlasticityOptions) -> Any:
     """What was recorded, or is recorded now."""
     from pliant.streams.turns import read_turns
 
     head, _, name = options.source.partition(":")
     if head != "gym":
-        if Path(options.source).is_dir():
-            raise Misuse(f"pliant measure plasticity: {options.source} is a folder, expected a log of turns or gym:ENV")
         return read_turns(Path(options.source))
     if options.lives < 1 or (options.indices is not None and options.indices < 1):
         raise Misuse(

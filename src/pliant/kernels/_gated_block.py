@@ -18,7 +18,7 @@ is in `_stack_pass`; here is what it reads and keeps, and its place in autograd.
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
@@ -144,6 +144,8 @@ class Sink:
         self.names: frozenset[int] = frozenset()
         self.taken: list[Taken] | None = None
         """Passes whose gradients were taken, or that have none, if somebody wants to know."""
+        self.last: _Call | None = None
+        """The last pass without a gradient: who asks for that of the same pass need not have it run again."""
 
     def __reduce__(self) -> Any:
         return Sink, ()
@@ -280,7 +282,7 @@ class _Call:
         self.first = np.empty((depth, batch, steps), np.bool_)
         self.top = np.empty((rows, width + 1), dtype)
         self.fed = np.empty((rows, inputs), dtype)
-        y = np.empty((batch, steps, outputs or width), dtype)
+        y = self.y = np.empty((batch, steps, outputs or width), dtype)
         after = [np.empty(shape, dtype) for shape in ((depth, batch, reach, inner), (depth, batch, inner))]
         fresh = np.empty((depth, batch), np.bool_)
         forward_pass(self.addresses, before, weights.sizes, self.constants, *self.flags, self.numbers, self.codes,
@@ -289,11 +291,30 @@ class _Call:
         states = [torch.from_numpy(part[k]) for k in range(depth) for part in (*after, fresh)]
         return torch.from_numpy(y), states
 
+    def repeats(self, other: "_Call") -> bool:
+        """Whether a forward pass would give what that of `other` did; not for a stack that is given x."""
+        if self.weights is not other.weights or self.constants is not other.constants:
+            return False
+        states = zip(chain.from_iterable(self.states), chain.from_iterable(other.states), strict=True)
+        if not all(one is two for one, two in states):
+            return False
+        batch, steps = other.shape
+        flags = _flags(self.reset, batch, steps, False), _flags(self.mask, batch, steps, True)
+        given = (*flags, self.numbers, self.codes, self.offset)
+        same = (*other.flags, other.numbers, other.codes, other.offset)
+        return all(map(np.array_equal, given, same)) and other.is_current()
+
+    def is_current(self) -> bool:
+        """Whether the parameters are still as the forward pass has read them."""
+        parameters = self.weights.parameters
+        return list(map(_version, parameters)) == self.versions and np.array_equal(
+            self.weights.addresses(), self.addresses
+        )
+
     def backward(self, dy: Tensor | None, dstates: Sequence[Tensor | None], flat: Tensor) -> tuple[Any, list[Tensor]]:
         """Gradients of x `(B T, D)`, and of conv and h of each block; those of parameters are added to `flat`."""
         weights, dtype = self.weights, self.weights.scalar
-        parameters = weights.parameters
-        if list(map(_version, parameters)) != self.versions or not np.array_equal(weights.addresses(), self.addresses):
+        if not self.is_current():
             raise RuntimeError("a parameter was modified by an inplace operation between the single pass of a stack "
                                "and its gradient; run the model again")  # fmt: skip
         depth, width, inner, taps, _, _, _, _, outputs = weights.sizes
@@ -390,8 +411,11 @@ def gated_block(
         y, *after = _Pass.apply(call, batch, steps, x, *floats, *inputs)
     else:
         y, after = call.forward(x, batch, steps)
-        if (sinks := getattr(_sinks, "open", ())) and sinks[-1].taken is not None:
-            sinks[-1].taken.append(Taken(call, torch.empty(0), []))
+        if sinks := getattr(_sinks, "open", ()):
+            sinks[-1].last = call if x is None else None
+            y = y.clone()  # what is kept is not given away
+            if sinks[-1].taken is not None:
+                sinks[-1].taken.append(Taken(call, torch.empty(0), []))
     return y, list(zip(after[::3], after[1::3], after[2::3], strict=True))
 
 
@@ -422,7 +446,11 @@ def gated_block_descent(
     batch, steps = numbers.shape[:2]
     constants = (decay_power, max_derivative, eps)
     call = _Call(weights, states, reset, mask, *_rows_of(numbers, codes, offset, batch * steps), constants)
-    loss, dy = slope(call.forward(None, batch, steps)[0])
+    if sink.last is not None and call.repeats(sink.last):
+        call, sink.last = sink.last, None
+    else:
+        call.forward(None, batch, steps)
+    loss, dy = slope(torch.from_numpy(call.y))
     if dy is not None:
         sink.take(call, dy, [None] * (3 * weights.depth))
     return loss

@@ -1,6 +1,7 @@
 """Residual blocks around mixers, and a stack of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any
@@ -27,6 +28,16 @@ from pliant.mixers.gated_lru import (
 )
 
 NORM_EPS = 1e-6
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "rms": partial(nn.RMSNorm, eps=NORM_EPS),
+    "layer": partial(nn.LayerNorm, eps=NORM_EPS),
+}
+"""Norms that see one step of one stream, so that a stream may have them; BatchNorm is for `BidirectionalClassifier`."""
+
+
+def norm_roles(name: str, norm: nn.Module) -> dict[str, Role]:
+    """Roles of the parameters of a norm."""
+    return {f"{name}.{part}": Role.GAIN if part == "weight" else Role.BIAS for part, _ in norm.named_parameters()}
 
 
 class GatedMLP(nn.Module):
@@ -60,13 +71,13 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)). `(B, T, *E, D) -> (B, T, *E, D)`."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)). `(B, T, *E, D) -> (B, T, *E, D)`. norm: a name in `NORMS`."""
 
-    def __init__(self, mixer: SequenceMixer):
+    def __init__(self, mixer: SequenceMixer, norm: str = "rms"):
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(mixer.width, eps=NORM_EPS)
+        self.mixer_norm = NORMS[norm](mixer.width)
         self.mixer = mixer
-        self.mlp_norm = nn.RMSNorm(mixer.width, eps=NORM_EPS)
+        self.mlp_norm = NORMS[norm](mixer.width)
         self.mlp = GatedMLP(mixer.width)
 
     def forward(
@@ -82,7 +93,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x)), state
 
     def roles(self) -> dict[str, Role]:
-        norms = {"mixer_norm.weight": Role.GAIN, "mlp_norm.weight": Role.GAIN}
+        norms = norm_roles("mixer_norm", self.mixer_norm) | norm_roles("mlp_norm", self.mlp_norm)
         return norms | prefix("mixer", self.mixer.roles()) | prefix("mlp", self.mlp.roles())
 
 
@@ -243,10 +254,10 @@ def flat_states(states: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
 class Stack(nn.Module):
     """Blocks one after the other, then a norm. The state is the tuple of the mixers' states."""
 
-    def __init__(self, mixers: Sequence[SequenceMixer]):
+    def __init__(self, mixers: Sequence[SequenceMixer], norm: str = "rms"):
         super().__init__()
-        self.blocks: Sequence[Block] = nn.ModuleList(Block(mixer) for mixer in mixers)  # type: ignore[assignment]
-        self.norm = nn.RMSNorm(mixers[0].width, eps=NORM_EPS)
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(mixer, norm) for mixer in mixers)  # type: ignore[assignment]
+        self.norm: Any = NORMS[norm](mixers[0].width)
         self._at_once = AtOnce()
 
     def init_state(
@@ -271,7 +282,7 @@ class Stack(nn.Module):
         return self.norm(x), tuple(after)
 
     def roles(self) -> dict[str, Role]:
-        roles = {"norm.weight": Role.GAIN}
+        roles = norm_roles("norm", self.norm)
         for i, block in enumerate(self.blocks):
             roles |= prefix(f"blocks.{i}", block.roles())
         return roles

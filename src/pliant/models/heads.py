@@ -1,16 +1,17 @@
-"""From features to predictions: a pool over the episode, and two kinds of head.
+"""From features to predictions: a pool over the episode, and four kinds of head.
 
 A head maps features to a tensor that `pliant.core.predictive` reads as a predictive distribution,
 and knows its own code length (`nats`).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pliant.core import Role, categorical_nats, mixture_nats
+from pliant.core import Role, UsageError, categorical_nats, mixture_nats
 from pliant.kernels import linear_scan
 from pliant.mixers.base import over_steps, steps_since_reset, where_steps
 
@@ -73,6 +74,28 @@ class ClassHead(nn.Module):
         return {"linear.weight": Role.HEAD, "linear.bias": Role.BIAS}
 
 
+class LabelHead(nn.Module):
+    """Logits of C labels, any number of which may hold at once. `(..., D) -> (..., C)`."""
+
+    def __init__(self, width: int, num_labels: int):
+        super().__init__()
+        self.linear = nn.Linear(width, num_labels)
+        # Zero: the first answer is one bit for each label.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S C"]:
+        return self.linear(x)
+
+    def nats(self, output: Float[Tensor, "*S C"], targets: Shaped[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
+        """Summed over the C labels; targets are 0 or 1, of any dtype."""
+        wide = output if output.dtype == torch.float64 else output.float()
+        return F.binary_cross_entropy_with_logits(wide, targets.to(wide.dtype), reduction="none").sum(-1)
+
+    def roles(self) -> dict[str, Role]:
+        return {"linear.weight": Role.HEAD, "linear.bias": Role.BIAS}
+
+
 class MixtureHead(nn.Module):
     """A mixture of K Gaussians for each of F numbers. `(..., D) -> (..., F, 3K)`."""
 
@@ -96,3 +119,49 @@ class MixtureHead(nn.Module):
 
     def roles(self) -> dict[str, Role]:
         return {"linear.weight": Role.HEAD, "linear.bias": Role.BIAS}
+
+
+class ForecastHead(nn.Module):
+    """F numbers at each of the next H steps, a Gaussian for each. `(..., D) -> (..., H, F, 3)`.
+
+    The last axis is a mixture of one, as `pliant.core.predictive` reads it; its mean is linear in the features.
+    """
+
+    def __init__(self, width: int, num_targets: int, horizon: int):
+        super().__init__()
+        self.shape = (horizon, num_targets, 2)
+        self.linear = nn.Linear(width, horizon * num_targets * 2)
+        # Zero: the first answer is the standard normal of a standardized target.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "*S D"]) -> Float[Tensor, "*S H F 3"]:
+        return F.pad(self.linear(x).unflatten(-1, self.shape), (1, 0))  # the logit of the only component
+
+    def nats(self, output: Float[Tensor, "*S H F 3"], targets: Float[Tensor, "*S H F"]) -> Float[Tensor, "*S"]:
+        """Summed over the steps and numbers."""
+        return mixture_nats(output, targets).sum((-2, -1))
+
+    def roles(self) -> dict[str, Role]:
+        return {"linear.weight": Role.HEAD, "linear.bias": Role.BIAS}
+
+
+Head = ClassHead | LabelHead | MixtureHead | ForecastHead
+HEADS = ("classes", "labels", "mixture", "forecast")
+
+
+def head_of(owner: str, kind: str, width: int, num_outputs: int, horizon: int | None) -> Head:
+    """The head of that name.
+
+    Raises:
+        UsageError: there is none, or a horizon is missing or of no use; `owner` begins the message.
+    """
+    if kind not in HEADS or (kind == "forecast") != (horizon is not None) or (horizon is not None and horizon < 1):
+        raise UsageError(
+            f"{owner}: head is {kind!r} and horizon {horizon}; expected one of {', '.join(HEADS)}, and a horizon of at "
+            "least one step for a forecast alone"
+        )
+    if horizon is not None:
+        return ForecastHead(width, num_outputs, horizon)
+    simple: dict[str, Any] = {"classes": ClassHead, "labels": LabelHead, "mixture": MixtureHead}
+    return simple[kind](width, num_outputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pliant.core import Answer, Batch, Question
 from pliant.learn import Learner
+from pliant.learn.probe import plasticity
 from pliant.measure.health import Health, health, verdict
 from pliant.streams import Stream
 
@@ -25,11 +26,15 @@ DIGITS = 5
 class Checkup:
     """The first questions of a stream with their answers, and what was found on them; a part of a life.
 
+    Args:
+        plasticity: whether a look tells it, which takes as long as learning the probe from many times.
+
     Attributes:
         seconds: of processor time that looking took since this was made; not part of a life.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plasticity: bool = False) -> None:
+        self.plasticity = plasticity
         self.questions: list[Question] = []
         self.answers: list[Answer] = []
         self.first: Health | None = None
@@ -73,8 +78,11 @@ class Checkup:
         self.first = found if self.first is None else self.first
         self.last = replace(found, parameters={})
         self.looked = self.asked
+        tables = found.tables()
+        if self.plasticity and (pairs := pairs_of(self.questions, self.answers)):
+            tables["whole"] = tables["whole"] | {"plasticity": plasticity(learner, pairs).bits}
         self.seconds += time.process_time() - began
-        return {"verdict": verdict(found), **rounded(found.tables())}
+        return {"verdict": verdict(found), **rounded(tables)}
 
     def state_dict(self) -> dict[str, Any]:
         moments = {"first": self.first, "last": self.last}
@@ -91,6 +99,13 @@ class Checkup:
         self.answers = [Answer(*parts) for parts in state["answers"]]
         self.first, self.last = (None if state[name] is None else Health(**state[name]) for name in ("first", "last"))
         self.asked, self.looked = state["asked"], state["looked"]
+
+
+def pairs_of(questions: Sequence[Question], answers: Sequence[Answer]) -> list[tuple[Question, Answer]]:
+    """Questions that have one answer about all of their rows, with it."""
+    known = {answer.time: answer for answer in answers}
+    found = [(question, known[question.time]) for question in questions if question.time in known]
+    return [(question, answer) for question, answer in found if answer.rows.equal(question.rows)]
 
 
 class Overheard(Stream):

@@ -85,6 +85,9 @@ class Driving:
     """Answers between two saves."""
     threads: int = 1
     """Processor threads of the model; a small model is fastest with one. A resumed run keeps its own."""
+    plasticity: bool = False
+    """At each look at the learner, tell by how many bits random targets shape what forks of it say: of classes, and
+    several times slower where steps are few (docs/plasticity.md)."""
     report: bool = True
     """Write report.html at the end."""
     json: bool = False
@@ -158,7 +161,9 @@ def drive(
     """
     panel: Panel = life.panel
     progress = Progress()
-    life = Life(learner=life.learner, stream=life.stream, panel=panel, progress=progress, checkup=Checkup())
+    life = Life(
+        learner=life.learner, stream=life.stream, panel=panel, progress=progress, checkup=Checkup(driving.plasticity)
+    )
     _restore(run, life)
     with run.begin(keep=progress.records):
         ended = _loop(run, life, row, every, driving, show)

@@ -15,12 +15,12 @@ from pliant.core.columns import Columns
 from pliant.core.run import Run
 from pliant.learn import Learner
 from pliant.learn.life import read_life, saved_lives
-from pliant.learn.probe import NewTask, new_task
+from pliant.learn.probe import NewTask, Plasticity, new_task, plasticity
 from pliant.measure.health import Health, health
 from pliant.models import SequenceClassifier
 from pliant.models.table import TableModel
 from pliant.recipes import digits, series
-from pliant.recipes.checkup import Checkup, side_by_side
+from pliant.recipes.checkup import Checkup, pairs_of, side_by_side
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ROWS, STEPS = 16, 32
@@ -76,7 +76,30 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _examine_run(run: Run, seed: int) -> Examined:
+def plasticity_of(folder: Path, seed: int = 0) -> tuple[Plasticity, str, list[tuple[int, float]]]:
+    """Of the newest saved life of a run; what it was found on, in words; and what looks on the way found, if asked to.
+
+    Args:
+        folder: of a run of `pliant learn` whose targets are classes.
+        seed: of the random targets.
+
+    Raises:
+        UsageError: nothing of the kind is there, or it is not whole.
+    """
+    run = Run(folder)
+    _read(folder / CONFIG)
+    learner, checkup, probe = _probed(run)
+    found = plasticity(learner, pairs_of(checkup.questions, checkup.answers), seed=seed)
+    rows = [(int(row["answers"]), row["health"].get("whole", {}).get("plasticity")) for row in _looks(run)]
+    return found, probe, [(answers, bits) for answers, bits in rows if bits is not None]
+
+
+def _looks(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.lines("records.jsonl") if isinstance(row.get("health"), dict)]
+
+
+def _probed(run: Run) -> tuple[Learner, Checkup, str]:
+    """The learner of the newest life, and the probe of the run, also in words."""
     learner, state = _life_of(run)
     checkup = Checkup()
     if "checkup" in state:
@@ -85,15 +108,18 @@ def _examine_run(run: Run, seed: int) -> Examined:
         checkup.questions = [Question(*question) for question, *_ in state["learner"]["asked"]]
     if not checkup.questions:
         raise UsageError(f"{run.folder} has been asked nothing yet; let it run for a while")
+    return learner, checkup, f"the {'first' if 'checkup' in state else 'last'} {checkup.steps:,} steps of the run"
+
+
+def _examine_run(run: Run, seed: int) -> Examined:
+    learner, checkup, probe = _probed(run)
     inputs, reset, mask, *known = _probe(checkup.questions, checkup.answers)
     more: dict[str, Any] = {} if not known else {"targets": known[0], "known": known[1] & mask}
     found = health(
         learner.model, inputs, reset=reset, mask=mask, optimizer=learner.optimizer, since=checkup.first, **more
     )  # fmt: skip
-    pairs = _pairs(checkup.questions, checkup.answers)
-    history = [row for row in run.lines("records.jsonl") if isinstance(row.get("health"), dict)]
-    probe = f"the {'first' if 'checkup' in state else 'last'} {int(mask.sum()):,} steps of the run"
-    return Examined(found, probe, new_task(learner, pairs, seed=seed) if pairs else None, history)
+    pairs = pairs_of(checkup.questions, checkup.answers)
+    return Examined(found, probe, new_task(learner, pairs, seed=seed) if pairs else None, _looks(run))
 
 
 def _life_of(run: Run) -> tuple[Learner, dict[str, Any]]:
@@ -123,16 +149,9 @@ def _life_of(run: Run) -> tuple[Learner, dict[str, Any]]:
     return learner, state
 
 
-def _pairs(questions: list[Question], answers: list[Answer]) -> list[tuple[Question, Answer]]:
-    """Questions that have one answer about all of their rows, with it."""
-    known = {answer.time: answer for answer in answers}
-    found = [(question, known[question.time]) for question in questions if question.time in known]
-    return [(question, answer) for question, answer in found if answer.rows.equal(question.rows)]
-
-
 def _probe(questions: list[Question], answers: list[Answer]) -> list[Tensor]:
     """Inputs, reset and mask of the questions as one, then targets and where they are known, if any are."""
-    pairs = {question.time: answer for question, answer in _pairs(questions, answers)}
+    pairs = {question.time: answer for question, answer in pairs_of(questions, answers)}
     parts: list[tuple[Tensor, ...]] = [(q.inputs, q.reset, q.mask) for q in questions]
     if pairs:
         some = next(iter(pairs.values())).targets

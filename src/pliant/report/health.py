@@ -66,6 +66,8 @@ PANELS = (
            "At zero nothing is learned.", "units", {"moved": _value("moved"), "flipped": _value("flipped")}, min),
     _Panel("rank", "Rank of features", "Directions that a layer's units span, over what they could. Lower is worse.",
            "units", {"rank": _of_room}, min),
+    _Panel("plasticity", "Plasticity", "Bits by which random targets shape what forks of the learner say after them, "
+           "per answer.", "whole", {"plasticity": _value("plasticity")}, min, 1.0),
 )  # fmt: skip
 
 
@@ -107,7 +109,7 @@ def _figure(run: Loaded, panel: _Panel, prefix: str, x: Floats, looks: list[dict
         label_ends(axes, [line for line in lines if line.label])
         count_answers(axes)
 
-    layers = f" A line is a layer; thick is the worst at the end ({'; '.join(said)})."
+    layers = f" A line is a layer; thick is the worst at the end ({'; '.join(said)})." if len(names) > 1 else ""
     aria = f"{panel.title} over time, worst layer at the end, {', '.join(said)}"
     picture = svg(prefix, aria, SMALL, (LEFT, 0.3 + 0.088 * LETTERS), paint)
     return Figure(panel.title, panel.caption + layers, picture, False)
@@ -116,6 +118,8 @@ def _figure(run: Loaded, panel: _Panel, prefix: str, x: Floats, looks: list[dict
 def _layers(look: dict[str, Any], table: str) -> dict[str, Any]:
     """Rows of a table of a look by layer; of matrices those whose direction alone counts."""
     rows = as_dict(look.get(table))
+    if table == "whole":
+        rows = {"learner": rows}
     if table == "matrices":
         roles = as_dict(look.get("roles"))
         rows = {name: row for name, row in rows.items() if roles.get(name) == "matrix"}
