@@ -23,6 +23,12 @@ CASES = (
     Case("classifier, per step", lambda: SequenceClassifier(3, 4, width=8, depth=2, mixer_options=GATES), 3),
     Case("classifier, pooled", lambda: SequenceClassifier(3, 4, width=8, depth=1, readout="mean"), 3),
     Case("mixture, pooled", lambda: SequenceClassifier(3, 2, width=8, depth=1, readout="mean", head="mixture"), 3),
+    Case(
+        "labels, layer norm, not normalized",
+        lambda: SequenceClassifier(3, 2, width=8, depth=1, mixer="LRU", head="labels", norm="layer", normalize=False),
+        3,
+    ),
+    Case("forecast", lambda: SequenceClassifier(3, 2, width=8, depth=1, mixer="RGLRU", head="forecast", horizon=3), 3),
     Case("bare recurrence", lambda: SequenceClassifier(3, 4, width=8, depth=1, mixer="RGLRU"), 3),
     Case("multi-scale, sized", lambda: SequenceClassifier.sized(1, 3, 4, mixer="MultiScaleSSM"), 3),
     # A norm over two or four features of a head is close to their sign, and lets no rounding stay small.

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pliant.core import UsageError, seeded
+from pliant.core.predictive import mixture_mean
 from pliant.models import SequenceClassifier
-from pliant.models.heads import MeanPool, MixtureHead
+from pliant.models.heads import LabelHead, MeanPool, MixtureHead
 from pliant.models.normalizer import CLIP, OnlineNormalizer
 
 
@@ -88,6 +90,30 @@ def test_a_mixture_starts_with_different_components_and_sums_over_targets() -> N
     assert float(both.detach()) == pytest.approx(float(sum(single).detach()))  # type: ignore[union-attr]
 
 
+def test_labels_are_coins_of_their_own() -> None:
+    """Two labels at odds of 3 and 1/4 have all four outcomes with the products of their chances."""
+    output = torch.tensor([3.0, 0.25], dtype=torch.float64).log().expand(4, 2)
+    targets = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0]])
+    with seeded(0):
+        chances = torch.exp(-LabelHead(1, 2).nats(output, targets))
+    assert chances.tolist() == pytest.approx([0.75 * 0.2, 0.75 * 0.8, 0.25 * 0.2, 0.25 * 0.8])
+    with seeded(0):
+        fresh = LabelHead(4, 3)
+    assert fresh(torch.ones(2, 4)).sigmoid().tolist() == [[0.5] * 3] * 2
+
+
+def test_a_forecast_is_a_gaussian_for_each_step_and_number() -> None:
+    with seeded(0):
+        model = SequenceClassifier(2, 3, width=8, depth=1, mixer="LRU", head="forecast", horizon=4)
+        nn.init.normal_(model.head.linear.weight)
+        x, targets = torch.randn(2, 5, 2), torch.randn(2, 5, 4, 3)
+    output = model(x)[0].detach()
+    assert output.shape == (2, 5, 4, 3, 3)
+    normal = torch.distributions.Normal(output[..., 1], output[..., 2].exp())
+    torch.testing.assert_close(model.nats(output, targets), -normal.log_prob(targets).sum((-2, -1)))
+    torch.testing.assert_close(mixture_mean(output), output[..., 1])
+
+
 def test_one_dial_sets_the_size() -> None:
     counts = []
     for size in (1, 2, 3):
@@ -102,7 +128,10 @@ def test_one_dial_sets_the_size() -> None:
 
 
 def test_what_cannot_be_built_is_refused() -> None:
-    for options in ({"width": 0}, {"mixer": "Magic"}, {"readout": "last"}, {"head": "tail"}):
+    for options in (
+        {"width": 0}, {"mixer": "Magic"}, {"readout": "last"}, {"head": "tail"}, {"norm": "batch"},
+        {"head": "forecast"}, {"horizon": 3}, {"head": "forecast", "horizon": 0},
+    ):  # fmt: skip
         with pytest.raises(UsageError, match="SequenceClassifier"):
             SequenceClassifier(3, 2, **options)  # type: ignore[arg-type]
 

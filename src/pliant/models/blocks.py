@@ -75,9 +75,9 @@ class Block(nn.Module):
 
     def __init__(self, mixer: SequenceMixer, norm: str = "rms"):
         super().__init__()
-        self.mixer_norm = NORMS[norm](mixer.width)
+        self.mixer_norm: Any = NORMS[norm](mixer.width)
         self.mixer = mixer
-        self.mlp_norm = NORMS[norm](mixer.width)
+        self.mlp_norm: Any = NORMS[norm](mixer.width)
         self.mlp = GatedMLP(mixer.width)
 
     def forward(

@@ -11,18 +11,17 @@ from pliant import mixers
 from pliant.core import Role, UsageError, check_batch
 from pliant.core.roles import prefix
 from pliant.mixers.base import check_flags, forward_once, where_steps
-from pliant.models.blocks import Stack
-from pliant.models.heads import ClassHead, MeanPool, MixtureHead
+from pliant.models.blocks import NORMS, Stack
+from pliant.models.heads import MeanPool, check_head, head_of
 from pliant.models.normalizer import NormalizerState, OnlineNormalizer
 
-HEADS = {"classes": ClassHead, "mixture": MixtureHead}
 MAX_SIZE = 16
 
 
 class ClassifierState(NamedTuple):
-    """The memory of a `SequenceClassifier`; pool is empty for a per-step read-out."""
+    """The memory of a `SequenceClassifier`; normalizer and pool are empty where there is none."""
 
-    normalizer: NormalizerState
+    normalizer: NormalizerState | tuple[()]
     stack: tuple[Any, ...]
     pool: tuple[Any, ...]
 
@@ -32,13 +31,17 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
 
     Args:
         num_features: F, raw features per step.
-        num_outputs: C classes, or the count of numbers to predict with `head="mixture"`.
+        num_outputs: C classes or labels, or the count of numbers to predict.
         width: D, width of the model.
         depth: blocks.
         mixer: name of a class in `pliant.mixers`.
         mixer_options: further arguments of that class.
         readout: `"step"` reads the features of the step; `"mean"` their mean since the last reset.
-        head: `"classes"`: logits `(…, C)`; `"mixture"`: K Gaussians per number, `(…, C, 3K)`.
+        head: `"classes"`: logits `(…, C)`; `"labels"`: logits `(…, C)`, each of its own; `"mixture"`: K Gaussians per
+            number, `(…, C, 3K)`; `"forecast"`: one for each number at each of the next H steps, `(…, H, C, 3)`.
+        horizon: H, for a forecast alone.
+        norm: of the blocks, `"rms"` or `"layer"`.
+        normalize: whether raw features are standardized by what their stream has shown so far.
 
     Raises:
         UsageError: an argument is out of range; the message names it.
@@ -55,21 +58,24 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         mixer_options: dict[str, Any] | None = None,
         readout: str = "step",
         head: str = "classes",
+        horizon: int | None = None,
+        norm: str = "rms",
+        normalize: bool = True,
     ):
         super().__init__()
-        _check_sizes(num_features=num_features, num_outputs=num_outputs, width=width, depth=depth)
-        _check_choice("mixer", mixer, [name for name in mixers.__all__ if name != "SequenceMixer"])
-        _check_choice("readout", readout, ["step", "mean"])
-        _check_choice("head", head, list(HEADS))
+        name = type(self).__name__
+        check_sizes(name, num_features=num_features, num_outputs=num_outputs, width=width, depth=depth)
+        check_mixer(name, mixer)
+        check_head(name, head, horizon)
+        check_choice(name, "readout", readout, ("step", "mean"))
+        # A norm over a batch would mix streams, and moments of a stream that are yet to come.
+        check_choice(name, "norm", norm, tuple(NORMS))
         self.num_features = num_features
-        make = getattr(mixers, mixer)
-        self.normalizer = OnlineNormalizer(num_features)
-        self.embed = nn.Linear(num_features, width)
-        self.stack = Stack([make(width, **(mixer_options or {})) for _ in range(depth)])
+        self.normalizer = OnlineNormalizer(num_features) if normalize else None
+        self.embed = embedding(num_features, width)
+        self.stack = Stack(mixers_of(mixer, mixer_options, width, depth), norm)
         self.pool = MeanPool(width) if readout == "mean" else None
-        self.head = HEADS[head](width, num_outputs)
-        nn.init.normal_(self.embed.weight, std=num_features**-0.5)
-        nn.init.zeros_(self.embed.bias)
+        self.head = head_of(head, width, num_outputs, horizon)
 
     @classmethod
     def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> "SequenceClassifier":
@@ -91,7 +97,7 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         device = self.embed.weight.device if device is None else device
         like = torch.empty(0, dtype=self.embed.weight.dtype, device=device)
         return ClassifierState(
-            normalizer=self.normalizer.init_state(batch, extra, device=device),
+            normalizer=() if self.normalizer is None else self.normalizer.init_state(batch, extra, device=device),
             stack=self.stack.init_state(batch, extra, device=device),
             pool=() if self.pool is None else self.pool.init_state(like, batch, extra),
         )
@@ -106,9 +112,11 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
     ) -> tuple[Shaped[Tensor, "B T *S"], ClassifierState]:
         """Answers at every step, zero where masked, and the memory after the last step."""
         x, state = self._start(x, state, reset, mask)
-        # In the dtype of the input: after the offset is gone, nothing is lost by a narrower one.
-        raw, normalizer = self.normalizer(x if x.is_floating_point() else x.float(), state.normalizer, mask=mask)
-        embedded = self.embed(raw.to(self.embed.weight.dtype))
+        normalizer = state.normalizer
+        if self.normalizer is not None:
+            # In the dtype of the input: after the offset is gone, nothing is lost by a narrower one.
+            x, normalizer = self.normalizer(x if x.is_floating_point() else x.float(), normalizer, mask=mask)
+        embedded = self.embed(x.to(self.embed.weight.dtype))
         features, stack = self.stack(embedded, state.stack, reset=reset, mask=mask)
         pool: tuple[Any, ...] = ()
         if self.pool is not None:
@@ -149,12 +157,32 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         return x, state
 
 
-def _check_sizes(**sizes: int) -> None:
+def embedding(num_features: int, width: int) -> nn.Linear:
+    """Features of variance 1 become so many of variance 1."""
+    linear = nn.Linear(num_features, width)
+    nn.init.normal_(linear.weight, std=num_features**-0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def mixers_of(name: str, options: dict[str, Any] | None, width: int, count: int) -> list[mixers.SequenceMixer]:
+    """So many mixers of that class of `pliant.mixers`."""
+    return [getattr(mixers, name)(width, **(options or {})) for _ in range(count)]
+
+
+def check_mixer(owner: str, name: str) -> None:
+    """Raise `UsageError` unless `name` is a class of `pliant.mixers`; `owner` begins the message."""
+    check_choice(owner, "mixer", name, tuple(known for known in mixers.__all__ if known != "SequenceMixer"))
+
+
+def check_sizes(owner: str, **sizes: int) -> None:
+    """Raise `UsageError` unless all are at least 1; `owner` begins the message."""
     for name, value in sizes.items():
         if value < 1:
-            raise UsageError(f"SequenceClassifier: {name} is {value}, expected at least 1")
+            raise UsageError(f"{owner}: {name} is {value}, expected at least 1")
 
 
-def _check_choice(name: str, value: str, known: list[str]) -> None:
+def check_choice(owner: str, name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless `value` is one of the known; `owner` begins the message."""
     if value not in known:
-        raise UsageError(f"SequenceClassifier: {name} is {value!r}, expected one of {', '.join(known)}")
+        raise UsageError(f"{owner}: {name} is {value!r}, expected one of {', '.join(known)}")

@@ -150,17 +150,17 @@ Head = ClassHead | LabelHead | MixtureHead | ForecastHead
 HEADS = ("classes", "labels", "mixture", "forecast")
 
 
-def head_of(owner: str, kind: str, width: int, num_outputs: int, horizon: int | None) -> Head:
-    """The head of that name.
-
-    Raises:
-        UsageError: there is none, or a horizon is missing or of no use; `owner` begins the message.
-    """
+def check_head(owner: str, kind: str, horizon: int | None) -> None:
+    """Raise `UsageError` if there is no such head, or a horizon is missing or of no use; `owner` begins the message."""
     if kind not in HEADS or (kind == "forecast") != (horizon is not None) or (horizon is not None and horizon < 1):
         raise UsageError(
             f"{owner}: head is {kind!r} and horizon {horizon}; expected one of {', '.join(HEADS)}, and a horizon of at "
             "least one step for a forecast alone"
         )
+
+
+def head_of(kind: str, width: int, num_outputs: int, horizon: int | None) -> Head:
+    """The head of that name."""
     if horizon is not None:
         return ForecastHead(width, num_outputs, horizon)
     simple: dict[str, Any] = {"classes": ClassHead, "labels": LabelHead, "mixture": MixtureHead}
