@@ -50,6 +50,11 @@ WAYS = (
 )  # fmt: skip
 
 
+def default_of(config: Any) -> Way:
+    """What a recipe does by itself."""
+    return Way(config.keep, joint=True)
+
+
 def run(data: Path, recipe: str, stream: str, way: str, rate: float | None, seed: int) -> Record:
     """Bits and the main score of the recipe, in all and over its first and last fifth."""
     one = next(one for one in WAYS if str(one) == way)
@@ -57,7 +62,7 @@ def run(data: Path, recipe: str, stream: str, way: str, rate: float | None, seed
     gains = "joint" if one.joint else "free"
     # By import_module, since the package has a function of the name of this module.
     keeping: Any = importlib.import_module("pliant.optim.keeping")
-    keeping.normalize_and_project = partial(normalize_and_project, gains=gains)
+    keeping.normalize_and_project = lambda *made, **_: normalize_and_project(*made, gains=gains)
     if recipe == "digits":
         summary, rows = driven(digits, digits.DigitsConfig(change=stream, lr=rate, **common))  # type: ignore[arg-type]
     else:
@@ -108,7 +113,8 @@ a learner able to learn (`--keep`) on every stream of the main job, in bits per 
 standard deviation over {seeds} seeds.
 
 By default `pliant learn digits` keeps with **{digits}**, and `pliant learn series` with **{series}**.
-*joint*: the projection holds the joint length of gain and bias of each norm too.
+*joint*: the projection holds the joint length of gain and bias of each norm too, as `--keep normalize-project` does;
+without it both are free.
 """
 OF_DIGITS = """
 ## digits: forty thousand answers, ten tasks
@@ -126,7 +132,7 @@ Bits per answer more than without keeping, from the same seed; below zero is bet
 
 def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
     found = by_way(records)
-    shown = [", ".join(recipe.keep) or "none" for recipe in (digits.DigitsConfig(), series.SeriesConfig())]
+    shown = [str(default_of(recipe)) for recipe in (digits.DigitsConfig(), series.SeriesConfig())]
     parts = [HEAD.format(seeds=len(seeds), digits=shown[0], series=shown[1])]
     parts += [OF_DIGITS, *digits_table({way: of for (recipe, way), of in found.items() if recipe == "digits"})]
     tables = {way: of for (recipe, way), of in found.items() if recipe == "series"}
@@ -191,7 +197,7 @@ def series_table(ways: dict[str, Runs]) -> list[str]:
 def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
     found = by_way(records)
     ways = {way: of for (recipe, way), of in found.items() if recipe == "digits" and set(CHANGES) <= set(of)}
-    default = ", ".join(digits.DigitsConfig().keep) or "none"
+    default = str(default_of(digits.DigitsConfig()))
     bits = {way: over_changes(runs) for way, runs in ways.items()}
     append(
         "learn digits: no way of keeping takes fewer bits over the three changes than the default",

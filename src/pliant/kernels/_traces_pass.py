@@ -62,14 +62,26 @@ def _arrays(where, layer, batch, sizes, like):  # type: ignore[no-untyped-def]
 
 @jit_fast
 def _across(out, e, by):  # type: ignore[no-untyped-def]
-    """out[j, i] += e[i, j] by[j], a square of 16 at a time."""
+    """out[j, i] += e[i, j] by[j], eight rows at a time, so that what is written stands side by side."""
     height, width = e.shape
-    for i0 in range(0, height, 16):
-        i1 = min(i0 + 16, height)
-        for j0 in range(0, width, 16):
-            for j in range(j0, min(j0 + 16, width)):
-                for i in range(i0, i1):
-                    out[j, i] += e[i, j] * by[j]
+    i = 0
+    while i + 8 <= height:
+        e0, e1, e2, e3, e4, e5, e6, e7 = e[i], e[i + 1], e[i + 2], e[i + 3], e[i + 4], e[i + 5], e[i + 6], e[i + 7]
+        for j in range(width):
+            o, b = out[j, i : i + 8], by[j]
+            o[0] += e0[j] * b
+            o[1] += e1[j] * b
+            o[2] += e2[j] * b
+            o[3] += e3[j] * b
+            o[4] += e4[j] * b
+            o[5] += e5[j] * b
+            o[6] += e6[j] * b
+            o[7] += e7[j] * b
+        i += 8
+    while i < height:
+        for j in range(width):
+            out[j, i] += e[i, j] * by[j]
+        i += 1
 
 
 @jit_fast
@@ -139,19 +151,43 @@ def _onto(e, a, left, right):  # type: ignore[no-untyped-def]
 
 
 @jit_fast
-def _head(e_wi, e_wa, e_wc, e_bc, wi, wa, a, c, s, taps, at, i, row):  # type: ignore[no-untyped-def]
-    """Entry i of a head through one step: its gates, and its taps by way of all that the gates mix."""
+def _onto_each(e, a, left, right):  # type: ignore[no-untyped-def]
+    for j in range(e.shape[0]):
+        e[j] = a[j] * e[j] + left[j] * right[j]
+
+
+@jit_fast
+def _entries(out, x, i, part):  # type: ignore[no-untyped-def]
+    """Entry i of each head, at all places of the head."""
+    for at in range(0, out.shape[0], part):
+        of_head, entry = out[at : at + part], x[at + i]
+        for j in range(part):
+            of_head[j] = entry
+
+
+@jit_fast
+def _mixed(out, wi, wa, s, i, part):  # type: ignore[no-untyped-def]
+    """Of each state by entry i of its head: by way of the gates, and of the value."""
+    for h in range(wi.shape[0]):
+        here = slice(h * part, h * part + part)
+        row, to_input, to_decay, by_decay, by_input = out[here], wi[h, i], wa[h, i], s[1, here], s[2, here]
+        for j in range(part):
+            row[j] = to_decay[j] * by_decay[j] + to_input[j] * by_input[j]
+        row[i] += s[3, h * part + i]
+
+
+@jit_fast
+def _heads(e_wi, e_wa, e_wc, e_bc, wi, wa, a, c, s, taps, i, left, row, one):  # type: ignore[no-untyped-def]
+    """Entry i of all heads through one step: their gates, and their taps by way of all that the gates mix."""
     part = e_wi.shape[0]
-    here = slice(at, at + part)
-    _onto(e_wi, a[here], c[at + i], s[2, here])
-    _onto(e_wa, a[here], c[at + i], s[1, here])
-    for j in range(part):
-        row[j] = wa[j] * s[1, at + j] + wi[j] * s[2, at + j]
-    row[i] += s[3, at + i]
+    _entries(left, c, i, part)
+    _onto_each(e_wi[i], a, left, s[2])
+    _onto_each(e_wa[i], a, left, s[1])
+    _mixed(row, wi, wa, s, i, part)
     for k in range(taps.shape[0]):
-        _onto(e_wc[k], a[here], taps[k, at + i], row)
-    for j in range(part):
-        e_bc[j] = a[at + j] * e_bc[j] + row[j]
+        _entries(left, taps[k], i, part)
+        _onto_each(e_wc[k, i], a, left, row)
+    _onto(e_bc[i], a, one, row)
 
 
 @jit_fast
@@ -162,7 +198,8 @@ def advance_pass(where, traces, sizes, constants, reset, mask, seen, source, wor
     dtype = constants.dtype
     batch, steps = mask.shape
     rows, reach, part = batch * steps, taps - 1, inner // heads
-    soft, slope, row = np.empty(inner, dtype), np.empty(inner, dtype), np.empty(part, dtype)
+    soft, slope = np.empty(inner, dtype), np.empty(inner, dtype)
+    left, row = np.empty(inner, dtype), np.empty(inner, dtype)
     s, read = np.empty((steps, 4, inner), dtype), np.empty((steps, taps, inner), dtype)
     through, given = np.empty((steps, taps, inner), dtype), np.empty((steps, taps, width + 1), dtype)
     turned = np.empty((reach, width + 1), dtype)
@@ -215,25 +252,21 @@ def advance_pass(where, traces, sizes, constants, reset, mask, seen, source, wor
                     turned[j, width] = k[ONE]
             for j in range(reach):
                 ring[b, j] = turned[j]
-            for h in range(heads):
-                at = h * part
-                for i in range(part):
-                    for t in range(begin, steps):
-                        if mask[b, t]:
-                            _head(e_wi[b, i, at : at + part], e_wa[b, i, at : at + part], e_wc[b, :, i, at : at + part],
-                                  e_bc[b, i, at : at + part], wi[h, i], wa[h, i], a[b * steps + t], c[b * steps + t],
-                                  s[t], read[t], at, i, row)  # fmt: skip
+            for i in range(part):
+                for t in range(begin, steps):
+                    if mask[b, t]:
+                        r = b * steps + t
+                        _heads(e_wi[b], e_wa[b], e_wc[b], e_bc[b], wi, wa, a[r], c[r], s[t], read[t], i, left, row,
+                               k[ONE])  # fmt: skip
             for i in range(width + 1):
                 e = e_wx[b, i] if i < width else e_bx[b]
                 for t in range(begin, steps):
                     if mask[b, t]:
-                        decays = a[b * steps + t]
-                        for w in range(inner):
-                            e[w] *= decays[w]
-                        for j in range(taps):
-                            left, right = given[t, j, i], through[t, j]
+                        _onto(e, a[b * steps + t], given[t, 0, i], through[t, 0])
+                        for j in range(1, taps):
+                            factor, right = given[t, j, i], through[t, j]
                             for w in range(inner):
-                                e[w] += left * right[w]
+                                e[w] += factor * right[w]
             for t in range(begin, steps):
                 if mask[b, t]:
                     decays = a[b * steps + t]

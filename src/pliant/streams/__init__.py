@@ -2,6 +2,7 @@
 
 - `Stream`: the contract; `Passive`: a stream that nobody's output can change; `Spec`: its sizes
 - `digits`: scikit-learn's handwritten digits as sequences
+- `archive`: labelled series of the UCR and UEA archives; `collection`: the same as arrays, in their standard split
 - `listops`: nested operations on digits, of the published distribution, whose value is asked for
 - `pathfinder`: pictures of contours with two marks: are they the two ends of one?
 - `series`: rows of a table, a file or a folder; `named`, `from_pairs`, `regimes`, `replay`: rows from elsewhere
@@ -9,6 +10,7 @@
 """
 
 from pliant.streams import drift
+from pliant.streams._archive import archive, collection
 from pliant.streams._digits import digits
 from pliant.streams._listops import listops
 from pliant.streams._named import from_pairs, named, regimes, replay
@@ -21,6 +23,8 @@ __all__ = [
     "Series",
     "Spec",
     "Stream",
+    "archive",
+    "collection",
     "digits",
     "drift",
     "from_pairs",

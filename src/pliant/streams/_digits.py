@@ -65,7 +65,9 @@ class Items(Passive):
         inputs: `(N, T, F)`; each item is an episode of T steps.
         labels: `(N,)` int64.
         num_classes: C.
-        batch, questions, held_out, seed: see `digits`.
+        batch, questions, seed: see `digits`.
+        held_out: share of the items, chosen by the seed, or which `(N,)` they are.
+        mask: steps that exist `(N, T)`, at least one of each item; None means all.
     """
 
     def __init__(
@@ -75,21 +77,27 @@ class Items(Passive):
         num_classes: int,
         batch: int,
         questions: int | None,
-        held_out: float,
+        held_out: float | Tensor,
         seed: int,
+        mask: Tensor | None = None,
     ):
         count, steps, features = inputs.shape
         super().__init__(Spec(features, num_classes, batch, steps))
         self.inputs, self.labels, self.questions, self.seed = inputs, labels, questions, seed
-        held = numpy_generator(seed, "digits/held_out").permutation(count)[: round(held_out * count)]
-        self.held_out = torch.zeros(count, dtype=torch.bool)
-        self.held_out[torch.from_numpy(held)] = True
+        if isinstance(held_out, Tensor):
+            self.held_out = held_out
+        else:
+            held = numpy_generator(seed, "digits/held_out").permutation(count)[: round(held_out * count)]
+            self.held_out = torch.zeros(count, dtype=torch.bool)
+            self.held_out[torch.from_numpy(held)] = True
         self._orders: dict[int, Tensor] = {}
-        first, last = torch.zeros(2, batch, steps, dtype=torch.bool)
-        first[:, 0] = last[:, -1] = True
+        first = torch.zeros(batch, steps, dtype=torch.bool)
+        first[:, 0] = True
         # The same for every question, and nobody writes into a question.
-        self._first, self._last, self._rows = first, last, torch.arange(batch)
-        self._all = torch.ones_like(first)
+        self._first, self._rows = first, torch.arange(batch)
+        self.mask = torch.ones(1, steps, dtype=torch.bool).expand(count, -1) if mask is None else mask
+        ends = steps - 1 - self.mask.flip(1).long().argmax(1)
+        self.last = torch.nn.functional.one_hot(ends, steps).bool()
 
     def pair(self, index: int) -> tuple[Question, Answer] | None:
         if self.questions is not None and index >= self.questions:
@@ -97,11 +105,12 @@ class Items(Passive):
         items = self._items(index)
         steps, rows = self.spec.steps, self._rows
         time = index * steps
-        question = Question(self.inputs[items], self._first, self._all, time, rows)
+        question = Question(self.inputs[items], self._first, self.mask[items], time, rows)
         over_steps = [values[items, None].expand(-1, steps) for values in (self.labels, self.held_out)]
         item = items[:, None].expand(-1, steps)
         tags = {"item": item, "held_out": over_steps[1].long()}
-        return question, Answer(over_steps[0], self._last, self._last & ~over_steps[1], time, rows, tags=tags)
+        last = self.last[items]
+        return question, Answer(over_steps[0], last, last & ~over_steps[1], time, rows, tags=tags)
 
     def _items(self, index: int) -> Tensor:
         count, batch = len(self.labels), self.spec.batch
