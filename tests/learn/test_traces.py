@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pliant.core import Answer, Question, UsageError, seeded
+from pliant.kernels import _gated_block as kernel
 from pliant.learn import Learner, Life, Trace, bptt, fit, immediate, trace, trace_bytes
 from pliant.models import SequenceClassifier
 from pliant.models.table import TableModel
@@ -24,9 +25,9 @@ FED = ("embed.", "stack.blocks.0.mixer_norm.")
 WHOLE = {"linear_x": "exact"}
 
 
-def model(depth: int = 1, mixer: str = "GatedLRU", **options: Any) -> SequenceClassifier:
+def model(depth: int = 1, mixer: str = "GatedLRU", width: int = 4, **options: Any) -> SequenceClassifier:
     with seeded(0):
-        model = SequenceClassifier(3, 2, width=4, depth=depth, mixer=mixer, mixer_options=options).double()
+        model = SequenceClassifier(3, 2, width=width, depth=depth, mixer=mixer, mixer_options=options).double()
         with torch.no_grad():
             model.head.linear.weight.normal_()
             for name, p in model.named_parameters():
@@ -412,7 +413,7 @@ def test_a_single_pass_has_the_traces_of_all_layers(chunk: int, every: int | Non
     """The fast form is the readable one, but for rounding: parameters after a life, and traces."""
     here, lives = world(20), []
     for quick in (True, False):
-        net = model(2, num_heads=2)
+        net = model(2, width=12, num_heads=2)
         ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(chunk, every=every), streams=2)
         assert ours.traces is not None
         ours.traces._at_once = quick
@@ -450,6 +451,36 @@ def test_a_table_is_learned_by_traces_without_autograd(groups: int) -> None:
         lives.append(said)
     for one, two in zip(*lives, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_the_pass_that_answered_serves_the_gradient_unless_parameters_have_moved(
+    touched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One forward pass a step; a life with two of them is the same to the bit."""
+    passes, forward = list[int](), kernel.forward_pass
+    monkeypatch.setattr(kernel, "forward_pass", lambda *given: (passes.append(1), forward(*given)))
+    rows, nets = table(30, 1, 0, 0, 0, seed=5, missing=0.2), []
+    for twice in (False, True):
+        with seeded(0):
+            net = TableModel(rows.source.columns, width=8, depth=2).double()
+        ours, stream, counts = Learner(net, adamw(net, 1e-2), trace(1), streams=1), rows.stream(), set[int]()
+        while batch := stream.send(None):
+            for answer in batch.answers:
+                if twice and touched:
+                    with torch.no_grad():
+                        net.head.bias.mul_(1.0)
+                elif twice:
+                    assert ours._sink is not None
+                    ours._sink.last = None
+                if ours.learn(answer).outcome == "updated":
+                    counts.add(len(passes))
+            if batch.question is not None:
+                passes.clear()
+                ours.predict(batch.question).zero_()  # what was answered is not what is kept
+        assert ours.updates > 20 and counts == {2 if twice else 1}
+        nets.append(net)
+    assert all(one.equal(two) for one, two in zip(*(net.parameters() for net in nets), strict=True))
 
 
 def test_a_layer_that_somebody_listens_to_is_called() -> None:

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
-from operator import attrgetter, is_
+from operator import attrgetter, eq, is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,7 +192,7 @@ class Sink:
         flat, placed = self.buffer(weights)
         dx, states = call.backward(dy, dstates, flat)
         if self.taken is not None and placed:
-            self.taken.append(Taken(call, flat, states))
+            self.taken.append(Taken(call, flat))
         if not placed:
             parts = torch._utils._unflatten_dense_tensors(flat, weights.parameters)
             for p, part in zip(weights.parameters, parts, strict=True):
@@ -208,35 +208,29 @@ class Sink:
 
 
 class Taken(NamedTuple):
-    """A pass with its gradients: of parameters in `flat`, of conv and h before it, block after block, in `states`.
-
-    One without gradients has neither.
-    """
+    """A pass whose gradients of parameters are in `flat`; None if it has none."""
 
     call: "_Call"
-    flat: Tensor
-    states: list[Tensor]
+    flat: Tensor | None
 
     def decays(self) -> list[Tensor]:
         """The parameter Λ of each block, by which it is known whose pass this was."""
         return list(self.call.weights.parameters[11 : 19 * self.call.weights.depth : 19])
 
-    def credit(self, traces: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add to the gradients of parameters what goes on by the traces of the states before the pass.
+    def carry(self, traces: Sequence[Mapping[str, Tensor]], advance: bool) -> None:
+        """Add to the gradients of parameters, if there are some, what goes on by the traces of the states before the
+        pass; then, if asked to, bring the traces to the states after it, in place.
 
         Args:
             traces: of each block, contiguous, as `pliant.mixers.GatedLRU.advance_traces` makes them.
         """
-        call = self.call
-        dconv, dh = (np.stack([part.numpy() for part in self.states[i::2]]) for i in (0, 1))
-        gradients = call.weights.offsets + self.flat.data_ptr()
-        credit_pass(call.addresses, gradients, _addresses(traces), call.weights.sizes, call.constants, dconv, dh)
-
-    def advance(self, traces: Sequence[Mapping[str, Tensor]]) -> None:
-        """Bring the traces to the states after the pass, in place."""
-        call = self.call
-        advance_pass(call.addresses, _addresses(traces), call.weights.sizes, call.constants, *call.flags, call.seen,
-                     call.source, call.work, call.first)  # fmt: skip
+        call, sizes, where = self.call, self.call.weights.sizes, _addresses(traces)
+        if self.flat is not None:
+            gradients = call.weights.offsets + self.flat.data_ptr()
+            credit_pass(call.addresses, gradients, where, sizes, call.constants, *call.slopes)
+        if advance:
+            advance_pass(call.addresses, where, sizes, call.constants, *call.flags, call.seen, call.source, call.work,
+                         call.first)  # fmt: skip
 
 
 def _addresses(traces: Sequence[Mapping[str, Tensor]]) -> Any:
@@ -295,14 +289,13 @@ class _Call:
         """Whether a forward pass would give what that of `other` did; not for a stack that is given x."""
         if self.weights is not other.weights or self.constants is not other.constants:
             return False
-        states = zip(chain.from_iterable(self.states), chain.from_iterable(other.states), strict=True)
-        if not all(one is two for one, two in states):
+        if not all(map(is_, chain.from_iterable(self.states), chain.from_iterable(other.states))):
             return False
         batch, steps = other.shape
         flags = _flags(self.reset, batch, steps, False), _flags(self.mask, batch, steps, True)
         given = (*flags, self.numbers, self.codes, self.offset)
         same = (*other.flags, other.numbers, other.codes, other.offset)
-        return all(map(np.array_equal, given, same)) and other.is_current()
+        return all(map(eq, map(np.ndarray.tobytes, given), map(np.ndarray.tobytes, same))) and other.is_current()
 
     def is_current(self) -> bool:
         """Whether the parameters are still as the forward pass has read them."""
@@ -330,6 +323,7 @@ class _Call:
             for part, given in ((dconv, dstates[3 * k]), (dh, dstates[3 * k + 1])):
                 if given is not None:
                     part[k] = given.detach().numpy()
+        self.slopes = dconv, dh
         dx = np.empty((batch * steps, width), dtype)
         backward_pass(self.addresses, gradients, weights.sizes, self.constants, *self.flags, self.codes, self.layers,
                   self.seen, self.source, self.work, self.first, self.top, self.fed, dy_rows, dconv, dh,
@@ -415,7 +409,7 @@ def gated_block(
             sinks[-1].last = call if x is None else None
             y = y.clone()  # what is kept is not given away
             if sinks[-1].taken is not None:
-                sinks[-1].taken.append(Taken(call, torch.empty(0), []))
+                sinks[-1].taken.append(Taken(call, None))
     return y, list(zip(after[::3], after[1::3], after[2::3], strict=True))
 
 

@@ -118,9 +118,7 @@ class Traces:
             return None
         values = self._ready(reached, together.rows)
         for each, names in zip(taken, layers, strict=True):
-            each.credit([values[name] for name in names])
-            if advance:
-                each.advance([values[name] for name in names])
+            each.carry([values[name] for name in names], advance)
         if advance and together.rows is not None:
             self._keep(reached, together.rows, values)
         return nats
@@ -136,7 +134,7 @@ class Traces:
                 if (layers := self._layers(taken)) is not None:
                     values = self._ready(questions, together.rows)
                     for each, names in zip(taken, layers, strict=True):
-                        each.advance([values[name] for name in names])
+                        each.carry([values[name] for name in names], True)
                     self._keep(questions, together.rows, values)
                     return
             traces = self._taken(together.rows)
