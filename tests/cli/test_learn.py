@@ -140,6 +140,9 @@ def test_every_option_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for option in ("--change", "--every", "--window", "--resume", "--seed", "--json"):
         assert option in said
+    # A docstring of several lines is one paragraph: "none if" stands before what comes after it in the source.
+    keep = said[said.index("Ways in which") : said.index("--retrain")]
+    assert all(len(line.strip("│ ")) > 30 for line in keep.splitlines()[:-2])
 
 
 @pytest.mark.slow

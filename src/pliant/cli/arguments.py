@@ -45,6 +45,7 @@ def parse(kind: Any, arguments: list[str], prog: str, default: Any, positional: 
         if name.startswith("--") and name.replace("_", "-") not in known:
             raise Misuse(f"{prog} has no option {name}{nearest(name, sorted(known))} See {prog} --help")
     arguments = _apart(arguments, default)
+    _describe(type(default) if default is not None else kind)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -55,6 +56,21 @@ def parse(kind: Any, arguments: list[str], prog: str, default: Any, positional: 
         if stop.code in (0, None):
             raise
         raise Misuse(f"{prog}: {_sentence(said.getvalue())}; see {prog} --help") from None
+
+
+def _describe(kind: Any) -> None:
+    """Give each field its docstring as one paragraph; tyro would keep the line breaks of those that take several."""
+    import docstring_parser
+    import tyro
+
+    kind = getattr(kind, "__origin__", kind)
+    docs = {one.arg_name: one.description for one in docstring_parser.parse_from_object(kind).params}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        own = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+        if dataclasses.is_dataclass(own):
+            _describe(own)
+        elif docs.get(name):
+            kind.__annotations__[name] = Annotated[hint, tyro.conf.arg(help=" ".join(str(docs[name]).split()))]
 
 
 def _apart(arguments: list[str], default: Any) -> list[str]:
