@@ -137,7 +137,7 @@ def test_updates_add_up_to_the_gradient_through_the_whole_past(case: Any) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["RGLRU", "LRU", "S6"])
+@pytest.mark.parametrize("mixer", ["RGLRU", "LRU", "S6", "MultiScaleSSM"])
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_the_same_for_other_recurrences(mixer: str, chunk: int) -> None:
     here = world(15)

@@ -13,13 +13,29 @@ from torch import Tensor
 from pliant.core import leaves, seeded
 from pliant.core.state import map_state
 from pliant.kernels._lru_traces import lru_traces
-from pliant.mixers import LRU, RGLRU, S6, GatedLRU, SequenceMixer
+from pliant.mixers import LRU, RGLRU, S6, GatedLRU, MultiScaleSSM, SequenceMixer
 
 EXACT = {
     "RGLRU": (lambda: RGLRU(6, 2), {}, ()),
     "GatedLRU": (lambda: GatedLRU(4, 6, 2, 3), {"linear_x": "exact"}, ()),
     "GatedLRU, one tap": (lambda: GatedLRU(4, conv_width=1), {"linear_x": "exact"}, ()),
     "LRU": (lambda: LRU(3, 4), {}, ()),
+    "MultiScaleSSM": (lambda: MultiScaleSSM(3, 2, 3, 2), {}, ()),
+    "MultiScaleSSM, selective, softmax": (
+        lambda: MultiScaleSSM(3, 2, 2, 2, True, weights="softmax"),
+        {"linear_select": "exact"},
+        (),
+    ),
+    "MultiScaleSSM, complex, per channel, no bank": (
+        lambda: MultiScaleSSM(3, 0, state_per_scale=2, weights="channel", complex_states=True),
+        {},
+        (),
+    ),
+    "MultiScaleSSM, complex, selective, static": (
+        lambda: MultiScaleSSM(2, 3, 2, 1, True, weights="static", complex_states=True),
+        {"linear_select": "exact"},
+        (),
+    ),
     "S6": (lambda: S6(3, state_size=2), {"linear_select": "exact"}, ("conv_", "linear_in.")),
 }
 """How to make it, kinds of traces, and beginnings of the names of parameters that have none that are exact."""
@@ -274,6 +290,20 @@ def test_sizes_are_those_that_were_promised() -> None:
     assert numbers(lambda: LRU(8, 4), {"weight_in": "instant", "log_phase": "instant"}).keys() == {"eigenvalues"}
     none = dict.fromkeys(made("GatedLRU")[0].traceable(), "instant")
     assert not numbers(lambda: GatedLRU(4), none)
+
+
+def test_each_band_is_traced_by_the_taps_that_reach_it() -> None:
+    """A10, and the number of online-gradients.md 2.1e: band by band 0, K, 2K … SK, SK."""
+    with seeded(0):
+        mixer = MultiScaleSSM(5, 3, 3, 2).double()
+    x = torch.randn(1, 40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    traces = mixer.advance_traces(None, x, mixer.init_state(1))
+    reached = [sum(traces[f"bank.{s}"].shape[2] for s in range(3) if band > s) for band in range(5)]
+    assert reached == [0, 3, 6, 9, 9]
+    assert all(traces[f"bank.{s}"].shape[3] == 4 - s and (traces[f"bank.{s}"] != 0).all() for s in range(3))
+    sizes = numbers(lambda: MultiScaleSSM(128, 3, 4, 16))
+    assert sum(size for name, size in sizes.items() if name.startswith("bank.")) == 73_728
+    assert sum(size for name, size in sizes.items() if name.startswith("samples.")) == 128 * 4 * 3 * (6 + 4)
 
 
 @pytest.mark.slow

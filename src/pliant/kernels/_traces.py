@@ -14,6 +14,7 @@ Papers: Williams & Zipser 1989 (real-time recurrent learning); Zucchet et al. 20
 online-gradients.md 2.0, 2.4. Arrays are (B, T, S, ·): streams, steps, units side by side; channels stand last.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,12 @@ class Border:
             after[:, t] = after[:, t + 1] * a[:, t + 1]
         self.after = after
         self.whole = a[:, 0] * after[:, 0] if a.shape[1] else a.new_ones(a.shape[0], *a.shape[2:])
+
+    def of(self, channels: slice) -> "Border":
+        """The same for some of the first channels."""
+        part = copy.copy(self)
+        part.after, part.whole = self.after[:, :, :, channels], self.whole[:, :, channels]
+        return part
 
     def left(self, source: Shaped[Tensor, "B T S *C"]) -> Shaped[Tensor, "B T S *C"]:
         """What is left of each step's source at the end of the chunk."""

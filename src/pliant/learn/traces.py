@@ -345,7 +345,8 @@ def _named(key: str, group: str) -> bool:
 def _check(model: nn.Module, mixers: Mapping[str, SequenceMixer], policy: Mapping[str, str]) -> None:
     if not mixers:
         raise UsageError(
-            f"trace: no layer of {type(model).__name__} has traces; use bptt, or a mixer that has: GatedLRU, LRU, S6"
+            f"trace: no layer of {type(model).__name__} has traces; use bptt, or a mixer that has: "
+            "GatedLRU, RGLRU, LRU, S6, MultiScaleSSM"
         )
     groups = {group for mixer in mixers.values() for group in mixer.traceable()}
     for key in policy:
