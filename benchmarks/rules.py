@@ -26,6 +26,9 @@ from pliant.recipes import digits, series
 FILE, PAGE = DOCS / "results" / "rules.jsonl", DOCS / "rules.md"
 SEEDS = (0, 1, 2)
 PIXELS = "digits by pixel"
+KEEP, KEPT = ("normalize-project", "isometry"), (", kept", ("electricity", "regimes 100k"))
+"""Whether rules and keeping go together: what marks such a stream, and of which there is one."""
+PLACES = [*STREAMS, PIXELS, *(stream + KEPT[0] for stream in KEPT[1])]
 ANSWERS, EVERY = 8000, 2000
 RULES: dict[str, Callable[..., Rule]] = {
     "as by default": bptt,
@@ -46,7 +49,9 @@ def run(data: Path, stream: str, rule: str, seed: int) -> Record:
         config = digits.DigitsConfig(by="pixel", answers=ANSWERS, every=EVERY, **common)
         summary, _ = driven(digits, config)
     else:
-        summary, _ = driven(series, series.SeriesConfig(**options_of(stream, data), **common))
+        keep = KEEP if stream.endswith(KEPT[0]) else ()
+        options = options_of(stream.removesuffix(KEPT[0]), data)
+        summary, _ = driven(series, series.SeriesConfig(**options, **common, keep=keep))
     return {"bits": summary["members"]["pliant"]["bits"], "answers": summary["answers"],
             "cpu seconds": round(summary["cpu_seconds"]["pliant"], 2)}  # fmt: skip
 
@@ -66,7 +71,8 @@ def work(streams: Sequence[str], rules: Sequence[str], seeds: Sequence[int], dat
 BEGIN, END = "<!-- streams, by `python benchmarks/rules.py --draw` -->", "<!-- end of streams -->"
 ABOUT = """
 Bits per answer, and microseconds of processor time for each, on the streams of the main job, {seeds} seeds; all else as
-`pliant learn` does by itself. By default the answers within a window are learned from again at each update.
+`pliant learn` does by itself. By default the answers within a window are learned from again at each update. *kept*: with
+`--keep normalize-project,isometry`.
 """
 
 
@@ -89,7 +95,7 @@ def micros(runs: Sequence[Record]) -> float:
 
 def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
     found = by_rule(records, seeds)
-    streams = [stream for stream in (*STREAMS, PIXELS) if any(stream in by for by in found.values())]
+    streams = [stream for stream in PLACES if any(stream in by for by in found.values())]
     rows = [f"| | {' | '.join(found)} |", "| --- " * (len(found) + 1) + "|"]
     for stream in streams:
         cells = [f"{bits(by[stream]):.4f}, {micros(by[stream]):,.0f} µs" if stream in by else ""
@@ -116,5 +122,5 @@ def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
 
 if __name__ == "__main__":
     trials_in(Path()).command(
-        work, draw, ledger, streams=[*STREAMS, PIXELS], rules=list(RULES), seeds=SEEDS, data=[Path("shared/data")]
+        work, draw, ledger, streams=PLACES, rules=list(RULES), seeds=SEEDS, data=[Path("shared/data")]
     )
