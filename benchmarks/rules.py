@@ -71,8 +71,8 @@ def work(streams: Sequence[str], rules: Sequence[str], seeds: Sequence[int], dat
 BEGIN, END = "<!-- streams, by `python benchmarks/rules.py --draw` -->", "<!-- end of streams -->"
 ABOUT = """
 Bits per answer, and microseconds of processor time for each, on the streams of the main job, {seeds} seeds; all else as
-`pliant learn` does by itself. By default the answers within a window are learned from again at each update. *kept*: with
-`--keep normalize-project,isometry`.
+`pliant learn` does by itself. By default the answers within a window are learned from again at each update.
+*kept*: with `--keep normalize-project,isometry`.
 """
 
 
