@@ -372,8 +372,9 @@ def test_what_cannot_be_traced_is_refused() -> None:
         trace(0)
     with refused("every is 0"):
         trace(every=0)
-    with refused("no layer of SequenceClassifier has traces"):
-        learner(trace(), mixer="MLSTM")
+    for mixer in ("MLSTM", "SLSTM", "GatedDelta"):
+        with refused(f"no layer of SequenceClassifier has traces: {mixer} is no element-wise recurrence; use bptt"):
+            Learner(net := model(mixer=mixer, width=8), Sum(net), trace())
     with refused("the policy names lstm"):
         learner(trace(policy={"lstm": "own"}))
     with refused("GatedLRU has no 'own' traces of lru.decay"):

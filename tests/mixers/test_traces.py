@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pliant.core import leaves, seeded
 from pliant.core.state import map_state
+from pliant.kernels import matrix_memory
 from pliant.kernels._lru_traces import lru_traces
 from pliant.mixers import LRU, RGLRU, S6, GatedLRU, MultiScaleSSM, SequenceMixer
+from pliant.mixers.gated_lru import by_head
 
 EXACT = {
     "RGLRU": (lambda: RGLRU(6, 2), {}, ()),
@@ -304,6 +306,65 @@ def test_each_band_is_traced_by_the_taps_that_reach_it() -> None:
     sizes = numbers(lambda: MultiScaleSSM(128, 3, 4, 16))
     assert sum(size for name, size in sizes.items() if name.startswith("bank.")) == 73_728
     assert sum(size for name, size in sizes.items() if name.startswith("samples.")) == 128 * 4 * 3 * (6 + 4)
+
+
+def test_traces_through_a_layer_above_make_the_layer_below_exact() -> None:
+    """A15: online-gradients.md 2.2, S <- a2 S + (dh2/dh1) e1; without it the layer below, and it alone, is off."""
+    with seeded(0):
+        lower, upper, width, steps = RGLRU(6, 2).double(), RGLRU(6, 2).double(), 6, 20
+    random = torch.Generator().manual_seed(2)
+    x, weight, direct = (torch.randn(1, steps, width, generator=random, dtype=torch.float64) for _ in range(3))
+    ones, no = torch.ones(1, steps, dtype=torch.bool), torch.zeros(1, steps, dtype=torch.bool)
+    h1, _ = lower(x)
+    names = dict(lower.named_parameters())
+    loss = (upper(h1)[0] * weight).sum() + (h1 * direct).sum()
+    expected = dict(zip(names, torch.autograd.grad(loss, list(names.values())), strict=True))
+    below, above = lower.init_state(1), upper.init_state(1)
+    e1: dict[str, Tensor] | None = None
+    both: dict[str, Tensor] = {}
+    exact, spatial = ({name: torch.zeros_like(p) for name, p in names.items()} for _ in range(2))
+    for t in range(steps):
+        with torch.no_grad():
+            e1 = lower.advance_traces(e1, x[:, t : t + 1], below)
+        h1, below = (map_state(Tensor.detach, part) for part in lower(x[:, t : t + 1], below))
+        by_input, by_state = torch.autograd.functional.jacobian(
+            lambda inputs, h: upper(inputs[None, None], above._replace(h=h[None]))[0][0, 0],  # noqa: B023
+            (h1[0, 0], above.h[0]),
+        )
+        a2, above = by_state.diagonal(), map_state(Tensor.detach, upper(h1, above)[1])
+        assert torch.equal(by_state, a2.diag())
+        for name, e in e1.items():  # (1, 1, …, channel): here (…, channel), behind the channels of the layer above
+            e, shape = e[0, 0], (width, *[1] * (e.ndim - 3), width)
+            both[name] = a2.reshape(-1, *[1] * e.ndim) * both.get(name, 0) + by_input.reshape(shape) * e
+            through = torch.einsum("i,i...->...", weight[0, t], both[name])
+            for found, gradient in (
+                (exact, direct[0, t] * e + through),
+                (spatial, (direct[0, t] + weight[0, t] @ by_input) * e),
+            ):
+                found[name] += gradient if name == "decay" else by_head(gradient, 2)
+    for name, gradient in expected.items():
+        assert apart(exact[name], gradient) < 1e-12 and apart(spatial[name], gradient) > 1e-2, name
+    h1, _ = lower(x)
+    top, _, _ = by_traces(upper, {}, h1.detach(), weight, no, ones, [1] * steps)
+    for name, gradient in whole(upper, h1.detach(), weight, no, ones).items():
+        assert apart(top[name], gradient) < 1e-12, name
+
+
+@pytest.mark.parametrize("gate", [0.3, -2.5])
+def test_a_matrix_memory_cares_for_its_input_gate_only_while_its_floor_holds(gate: float) -> None:
+    """A13, and A8: but for what stabilizes it, the memory is its own derivative by the bias of that gate."""
+    forget, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (2.0, gate))
+    one, v = torch.ones(1, 3, 1, 1, dtype=torch.float64), torch.tensor([[[[1.0]], [[2.0]], [[3.0]]]]).double()
+    log_gates = bias.expand(1, 3, 1), torch.nn.functional.logsigmoid(forget).expand(1, 3, 1)
+    h, memory = matrix_memory(one, one, v, *log_gates, eps=0.0)
+    found = torch.stack([h[0, -1, 0, 0], *torch.autograd.grad(h[0, -1, 0, 0], (forget, bias), retain_graph=True)])
+    known = {0.3: [2.0843922530, -0.0788321718, 0.0], -2.5: [0.4545372784, 0.0324189167, 0.4545372784]}
+    close(found.detach(), known[gate])
+    C, n, m = memory
+    for part in (C, n):
+        written = (part.sum((-1, -2)) if part is C else part.sum(-1)) * m.exp()
+        (slope,) = torch.autograd.grad(written.sum(), bias, retain_graph=True)
+        torch.testing.assert_close(slope, written.sum(), rtol=1e-12, atol=0)
 
 
 @pytest.mark.slow

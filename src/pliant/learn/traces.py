@@ -344,10 +344,10 @@ def _named(key: str, group: str) -> bool:
 
 def _check(model: nn.Module, mixers: Mapping[str, SequenceMixer], policy: Mapping[str, str]) -> None:
     if not mixers:
-        raise UsageError(
-            f"trace: no layer of {type(model).__name__} has traces; use bptt, or a mixer that has: "
-            "GatedLRU, RGLRU, LRU, S6, MultiScaleSSM"
-        )
+        own = sorted({type(part).__name__ for part in model.modules() if isinstance(part, SequenceMixer)})
+        why = f": {' or '.join(own)} is no element-wise recurrence" if own else ""
+        raise UsageError(f"trace: no layer of {type(model).__name__} has traces{why}; use bptt, or a mixer that has: "
+                         "GatedLRU, RGLRU, LRU, S6, MultiScaleSSM")  # fmt: skip
     groups = {group for mixer in mixers.values() for group in mixer.traceable()}
     for key in policy:
         if not any(_named(key, group) for group in groups):
