@@ -77,5 +77,5 @@ def test_what_is_not_there_is_refused(home: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="batch is 0"):
         archive("Waves", batch=0)
     monkeypatch.setitem(sys.modules, "aeon", None)
-    with pytest.raises(UsageError, match="needs the package aeon"):
+    with pytest.raises(UsageError, match="need the package aeon"):
         collection("Waves")

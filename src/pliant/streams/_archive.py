@@ -49,7 +49,9 @@ def collection(name: str, folder: str | Path | None = None) -> Collection:
     try:
         from aeon import datasets
     except ImportError:
-        raise UsageError("the UCR and UEA sets need the package aeon; install it with: pip install 'pliant[archive]'") from None
+        raise UsageError(
+            "the UCR and UEA sets need the package aeon; install it with: pip install 'pliant[archive]'"
+        ) from None
     home = Path(datasets.__file__).parent / "data" if folder is None else Path(folder)
     if not _there(home, name):
         known = sorted(path.name for path in home.glob("*") if _there(home, path.name))
