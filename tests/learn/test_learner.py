@@ -13,7 +13,7 @@ from torch import Tensor
 from pliant.core import Answer, Question, UsageError, leaves, map_state
 from pliant.core.pack import differences, pack, unpack
 from pliant.learn import Learner, bptt
-from pliant.learn.learner import SPARE
+from pliant.learn.held import SPARE
 from pliant.learn.rules import Asked
 from pliant.optim import Probe, Schedule, Upkeep, adamw, warmup
 from pliant.streams import Stream, drift
@@ -107,7 +107,7 @@ def test_reusing_gives_the_same_gradients_to_the_bit() -> None:
     ours.predict(batch.question)
     other.predict(batch.question)
     (answer,) = stream.send(None).answers
-    assert ours._valid_tape(list(ours._back_from(answer.time))[:1]) is not None
+    assert ours._valid_tape(list(ours._held.back_from(answer.time))[:1]) is not None
     assert other._tape is None
     one, two = gradients_of(ours, answer)[0], gradients_of(other, answer)[0]
     assert differences(one, two) == []
@@ -253,7 +253,7 @@ def test_a_question_asked_again_is_known_anew() -> None:
             asked = question(x[:, t : t + 1], t)
             ours.predict(asked)
             assert ours.learn(answer_to(asked, torch.zeros(2, 1, dtype=torch.int64))).outcome == "updated"
-        assert [len(parts) for parts in ours._known.values()] == [1, 1, 1]
+        assert [len(parts) for parts in ours._held.known.values()] == [1, 1, 1]
     assert ours.updates == 9
 
 
@@ -275,7 +275,7 @@ def test_a_reset_in_every_row_needs_nothing_before_it() -> None:
     ours.predict(question(x[:, :4], 0))
     asked = question(x[:, 4:], 4, reset=True)
     ours.predict(asked)
-    reached = ours.rule.reach(ours._back_from(4))
+    reached = ours.rule.reach(ours._held.back_from(4))
     assert [asked.question.time for asked in reached] == [4]
     assert ours._valid_tape(reached) is not None
     assert ours.learn(answer_to(asked, targets[:, 4:])).outcome == "updated"
@@ -313,7 +313,7 @@ def test_late_and_missing_answers_are_learned_from_when_they_come() -> None:
     assert {record.outcome for record in records} <= {"updated", "nothing to learn"}
     assert [record.time for record in records] == list(range(60))
     assert ours.updates == sum(record.outcome == "updated" for record in records)
-    assert not ours._open
+    assert not ours._held.open
 
 
 def test_what_was_said_is_what_was_said_then() -> None:
@@ -362,7 +362,7 @@ def test_memory_is_bounded_whatever_the_stream_does(answered: bool) -> None:
         if batch.question is None:
             break
         ours.predict(batch.question)
-        most = max(most, len(ours._asked))
+        most = max(most, len(ours._held.asked))
     assert most <= 2 * (6 if answered else 10 + 6) + SPARE
     assert ours.forgotten == (0 if answered else 390)
 
@@ -374,7 +374,7 @@ def test_one_answer_that_never_comes_holds_no_more_than_itself() -> None:
         ours.predict(one)
         if t:
             ours.learn(answer_to(one, torch.zeros(2, 1, dtype=torch.int64)))
-        most = max(most, len(ours._asked))
+        most = max(most, len(ours._held.asked))
     assert most <= 2 * (1 + 6) + SPARE and ours.forgotten == 0
     # It is still known, and a saved learner keeps the gap behind it.
     twin = learner(Signs(400), window=6, remember=400)

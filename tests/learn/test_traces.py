@@ -129,7 +129,7 @@ def test_updates_add_up_to_the_gradient_through_the_whole_past(case: Any) -> Non
     for due, known in waiting:
         if due >= len(lengths):
             learn(ours, known)
-    if ours._due:  # the last chunk is not full: what would come makes it so
+    if ours._held.due:  # the last chunk is not full: what would come makes it so
         question, answer = asked(world(8, seed=99), [0, 1], 0, 8, 99)
         ours.predict(question)
         learn(ours, answer._replace(learn_mask=answer.learn_mask & False))
@@ -210,7 +210,7 @@ def test_questions_about_some_streams(chunk: int) -> None:
         if at[row] < 8:
             ours.predict(question)
             learn(ours, answer)
-    if ours._due:
+    if ours._held.due:
         question, answer = asked(world(8, streams=3, seed=99), [0, 1, 2], 0, 8, 999)
         ours.predict(question)
         learn(ours, answer._replace(learn_mask=answer.learn_mask & False))
@@ -226,7 +226,7 @@ def test_missing_answers_move_the_border_and_teach_nothing() -> None:
         question, answer = asked(here, [0, 1], t, t + 1, t)
         ours.predict(question)
         learn(ours, answer._replace(learn_mask=answer.learn_mask & known[t]))
-    assert not ours._asked and not ours._due
+    assert not ours._held.asked and not ours._held.due
     x, targets, reset, _ = here
     output, _ = ours.model(x, ours.model.init_state(2), reset=reset)
     loss = ours.model.nats(output[:, known], targets[:, known]).sum()  # type: ignore[operator]
@@ -247,13 +247,13 @@ def test_a_question_that_nobody_answers_is_waited_for_only_so_long() -> None:
         ours.predict(question)
         if t != 5:
             learn(ours, answer)
-        most = max(most, len(ours._asked))
+        most = max(most, len(ours._held.asked))
     assert most <= 10 and ours.forgotten == 1 and ours.updates > 20
     assert ours.learn(asked(here, [0, 1], 5, 6, 5)[1]).outcome == "forgotten"
     silent = learner(trace(2), remember=8)
     for t in range(60):
         silent.predict(asked(here, [0, 1], t, t + 1, t)[0])
-        assert len(silent._asked) <= 10
+        assert len(silent._held.asked) <= 10
     assert silent.traces is not None and silent.traces.values
 
 
@@ -269,7 +269,7 @@ def test_bytes_are_known_before_and_stay(chunk: int) -> None:
         learn(ours, answer)
         if t >= 20:
             assert ours.traces is not None
-            sizes.add((ours.traces.nbytes(), len(ours._asked) if t % chunk == chunk - 1 else 0))
+            sizes.add((ours.traces.nbytes(), len(ours._held.asked) if t % chunk == chunk - 1 else 0))
     assert sizes == {(trace_bytes(ours.model, trace(chunk), 2), 0)}
 
 
@@ -284,7 +284,7 @@ def traced_life() -> Life:
 def test_a_saved_and_a_forked_life_go_on_to_the_same_bits(tmp_path: Any) -> None:
     this = traced_life()
     run(this, 37)
-    assert this.learner.traces.values and this.learner._due
+    assert this.learner.traces.values and this.learner._held.due
     this.save(tmp_path)
     twin, other = this.fork(), traced_life()
     other.load(tmp_path)

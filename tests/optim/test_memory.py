@@ -156,7 +156,7 @@ def test_each_answer_is_offered_once_however_late_it_comes(every: int, revisit: 
         pass
     items = memory.memory.parts["inputs"][: memory.memory.seen].flatten(1)
     assert memory.memory.seen == len({tuple(row.tolist()) for row in items})
-    waiting = one._gathered  # answers that no update has learned from yet
+    waiting = one._held.gathered  # answers that no update has learned from yet
     assert memory.memory.seen + waiting == 9 * 16 - _held_out(9)
 
 

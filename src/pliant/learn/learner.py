@@ -3,43 +3,24 @@
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack, take
+from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
-from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, joined, through
+from pliant.learn.held import Held, Known
+from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, through
 from pliant.learn.traces import Traces
-from pliant.optim import Lesson, Probe, Upkeep
+from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
 """(output `(R, T, ...)`, answer) -> scalar to descend."""
-
-
-SPARE = 16
-"""Questions that may be held beyond twice those that are needed: to look what is needed takes as long as there are."""
-
-
-class Known(NamedTuple):
-    """An answer, and which of its targets may be learned from: `use` `(R, T)` bool, how many, and whether all."""
-
-    answer: Answer
-    use: Tensor
-    learned: int
-    whole: bool
-
-    @classmethod
-    def of(cls, answer: Answer) -> "Known":
-        same = answer.learn_mask is answer.target_mask
-        use = answer.target_mask if same else answer.learn_mask & answer.target_mask
-        learned = int(use.count_nonzero())
-        return cls(answer, use, learned, learned == use.numel())
 
 
 class Learner(Predictor):
@@ -92,13 +73,7 @@ class Learner(Predictor):
         self.forgotten = 0
         self.memory: Any = None
         self.output: Tensor | None = None
-        self._asked: OrderedDict[int, Asked] = OrderedDict()
-        self._before: dict[int, int] = {}  # the question before each of those in _asked
-        self._known: dict[int, list[Known]] = {}  # what is known of the questions in _asked, if the rule revisits
-        self._gathered = 0  # targets since the last update
-        self._due: list[int] = []  # times of the questions that they are about
-        self._full = SPARE  # questions in _asked beyond which those that are not needed are dropped
-        self._open: OrderedDict[int, None] = OrderedDict()  # an ordered set: questions that wait for answers
+        self._held = Held()
         self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
         self._shape: tuple[Any, Any] | None = None  # of an input, and its type
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
@@ -113,38 +88,32 @@ class Learner(Predictor):
             UsageError: the question does not fit the streams that this learner follows.
         """
         self._check(question)
-        if question.time in self._asked and self.traces is not None:
-            self._pass(list(self._asked.values()))
+        if question.time in self._held and self.traces is not None:
+            self._pass(list(self._held.asked.values()))
         if self.memory is None:
             self.streams = self.streams or len(question.rows)
             extra = tuple(question.inputs.shape[2:-1])
             self.memory = self.model.init_state(self.streams, extra)  # type: ignore[operator]
-        last = next(reversed(self._asked.values()), None)
-        reuse = self.reuse and self.rule.alone(question, last)
+        reuse = self.reuse and self.rule.alone(question, self._held.newest)
         with torch.set_grad_enabled(reuse), self._sink or nullcontext():
             output, after, seen = self.rule.run(self.model, question, self.memory)
         self.output = output.detach()
         self._shape = question.inputs.shape[2:], question.inputs.dtype
-        if question.time in self._asked:
-            self._known.pop(question.time, None)  # asked again, as in another pass: it has its old place
-        elif last is not None:
-            self._before[question.time] = last.question.time
-        self._asked[question.time] = Asked.of(question, self.memory, self.output, seen)
-        self._open[question.time] = None
+        self._held.ask(Asked.of(question, self.memory, self.output, seen))
         self._tape = (question.time, self.updates, output) if reuse else None
         self.memory = detach(after) if reuse else after
-        if len(self._open) > self.remember:
-            self._open.popitem(last=False)
+        if len(self._held.open) > self.remember:
+            self._held.open.popitem(last=False)
             self.forgotten += 1
         self._make_room()
-        if len(self._asked) > self._full:
-            self._prune()
+        if self._held.full:
+            self._held.keep(self._needed())
         return self.output
 
     def said(self, answer: Answer) -> Tensor | None:
-        if answer.time not in self._open:
+        if answer.time not in self._held.open:
             return None
-        asked = self._asked[answer.time]
+        asked = self._held.asked[answer.time]
         return rows_of(asked.said, asked.question.rows, answer.rows)
 
     def learn(self, answer: Answer) -> Record:
@@ -152,7 +121,8 @@ class Learner(Predictor):
 
         A loss or gradient that is not finite changes nothing and is an outcome, not an error.
         """
-        if answer.time not in self._open:
+        held = self._held
+        if answer.time not in held.open:
             return Record(self.updates, answer.time, "forgotten")
         known = Known.of(answer)
         learned = known.learned
@@ -160,29 +130,35 @@ class Learner(Predictor):
         reports: tuple[dict[str, Any], ...] = ()
         self.forget(answer)
         if learned:
-            if not self.rule.revisit and not self._due:
-                self._known.clear()
-            self._gathered += learned
-            self._due.append(answer.time)
-            self._known.setdefault(answer.time, []).append(known)
+            if not self.rule.revisit and not held.due:
+                held.known.clear()
+            held.learn(known)
             outcome = "gathered"
-        if self._due and (self._passable() or 0 < self.rule.every <= self._gathered):
-            learned, self._gathered = self._gathered, 0
+        if held.due and (self._passable() or 0 < self.rule.every <= held.gathered):
+            learned = held.gathered
             outcome, nats, reports = self._updates(answer)
             if not self.rule.revisit:
-                self._known.clear()
+                held.known.clear()
         self._pass(self._passable())
         return Record(self.updates, answer.time, outcome, nats, learned if outcome == "updated" else 0, reports)
 
     def forget(self, answer: Answer) -> None:
         """Take note of an answer without learning from it: a final one closes its question."""
         if answer.final:
-            self._open.pop(answer.time, None)
+            self._held.open.pop(answer.time, None)
 
     def close(self) -> None:
         """Wait for no answer any more."""
-        self._open.clear()
-        self._prune()
+        self._held.open.clear()
+        self._held.keep(self._needed())
+
+    def restart(self) -> None:
+        """Streams begin anew, and what waits for an answer is dropped; parameters, moments and upkeep stay."""
+        self.close()
+        self._held.clear()
+        self.memory = self.output = None
+        if self.traces is not None:
+            self.traces.values.clear()
 
     def grow(self, streams: int) -> None:
         """Make room for more streams; the new ones are fresh, what is known of the others stays."""
@@ -192,8 +168,8 @@ class Learner(Predictor):
         assert self.streams is not None
         more = self._like(dict(leaves(self.memory)), streams - self.streams)
         self.streams, self.memory = streams, stack([self.memory, more])
-        for time, asked in self._asked.items():
-            self._asked[time] = asked._replace(before=stack([asked.before, more]))
+        for time, asked in self._held.asked.items():
+            self._held.asked[time] = asked._replace(before=stack([asked.before, more]))
         if self.traces is not None:
             self.traces.grow(streams)
 
@@ -202,7 +178,7 @@ class Learner(Predictor):
 
         Relative: the norm of the difference over the norm of the recomputed memory, floats only.
         """
-        if not self._asked:  # or none since the last border
+        if not self._held:  # or none since the last border
             return 0.0
         _, again = self._again()
         pairs = [(a.double(), b.double()) for (_, a), (_, b) in zip(leaves(self.memory), leaves(again), strict=True)
@@ -213,11 +189,11 @@ class Learner(Predictor):
 
     def _updates(self, answer: Answer) -> tuple[str, float, tuple[dict[str, Any], ...]]:
         """One update from all that has been gathered; more only if answers about questions far apart came together."""
-        due, self._due = sorted(time for time in self._due if time in self._asked), []
+        due = self._held.take_due()
         outcome, nats = "nothing to learn", math.nan
         reports: tuple[dict[str, Any], ...] = ()
         while due:
-            reached = self.rule.reach(self._back_from(due[-1]))
+            reached = self.rule.reach(self._held.back_from(due[-1]))
             outcome, nats, more = self._update(reached, answer, due)
             reports += more
             times = {asked.question.time for asked in reached}
@@ -236,7 +212,7 @@ class Learner(Predictor):
         probe = Probe(self.updates + 1, self.generator, reached[-1].question, nats)
         adding = [upkeep for upkeep in self.keep if type(upkeep).gradient is not Upkeep.gradient]
         if adding:
-            probe = probe._replace(lessons=self._lessons(reached, due))
+            probe = probe._replace(lessons=self._held.lessons(reached, due))
             with torch.enable_grad():
                 for upkeep in adding:
                     upkeep.gradient(self.model, self.optimizer, probe)
@@ -250,20 +226,15 @@ class Learner(Predictor):
         with torch.no_grad():
             reports = tuple(upkeep.apply(self.model, self.optimizer, probe) for upkeep in self.keep)
         if self.after_update == "recompute":
-            self._asked, self.memory = self._again()
+            self._held.asked, self.memory = self._again()
         return "updated", nats, reports
 
     def _passable(self) -> list[Asked]:
         """The oldest questions, if they make a chunk and wait for no answer: the border may move over them."""
         if self.traces is None:
             return []
-        found, steps = [], 0
-        for time, asked in self._asked.items():
-            if time in self._open:
-                break
-            found.append(asked)
-            steps += asked.steps
-        return found if steps >= self.traces.rule.chunk else []
+        found = list(self._held.answered())
+        return found if sum(asked.steps for asked in found) >= self.traces.rule.chunk else []
 
     def _pass(self, questions: list[Asked], carried: bool = False) -> None:
         """Move the border over the oldest questions, which are then forgotten; the traces may have been carried."""
@@ -273,35 +244,21 @@ class Learner(Predictor):
         if not carried:
             self.traces.carry(self.model, questions, self._sink)
         for asked in questions:
-            time = asked.question.time
-            del self._asked[time]
-            self._before.pop(time, None)
-            self._open.pop(time, None)
+            self._held.drop(asked.question.time)
 
     def _make_room(self) -> None:
         """No question waits at the border for longer than it takes to ask `remember` others."""
-        if self.traces is None or len(self._asked) <= self.remember:
+        held = self._held
+        if self.traces is None or len(held) <= self.remember:
             return
-        oldest = next(iter(self._open))
-        since = len(self._asked) - list(self._asked).index(oldest)
+        oldest = next(iter(held.open))
+        since = len(held) - list(held.asked).index(oldest)
         if since > self.remember:
-            del self._open[oldest]
+            del held.open[oldest]
             self.forgotten += 1
         # An update goes first, but where nobody learns any more what was gathered is lost.
-        if not self._due or since > 2 * self.remember:
+        if not held.due or since > 2 * self.remember:
             self._pass(self._passable())
-
-    def _lessons(self, reached: list[Asked], due: list[int]) -> tuple[Lesson, ...]:
-        """What is learned for the first time; `due` has the time of its question once for each answer."""
-        found = []
-        for asked in reached:
-            question = asked.question
-            known = self._known.get(question.time, [])
-            for part in known[max(0, len(known) - due.count(question.time)) :]:
-                rows = part.answer.rows
-                inputs, reset, mask = (rows_of(of, question.rows, rows) for of in question[:3])
-                found.append(Lesson(inputs, reset, mask, take(asked.before, rows), part.answer.targets, part.use))
-        return tuple(found)
 
     def _descend(self, reached: list[Asked], answer: Answer) -> float:
         """The loss; where that is finite, its gradient is in `grad` of the parameters then."""
@@ -353,57 +310,28 @@ class Learner(Predictor):
         together = self.rule.together(reached) if together is None else together
         if together is None:
             return None
-        told = self._told(reached) if together.places is None else self._placed(reached, together)
+        told = self._held.told(reached) if together.places is None else self._held.placed(reached, together)
         if told is None:
             return None
         return descend(together.seen, together.before, *told, reset=together.reset, mask=together.mask, sink=self._sink)
-
-    def _told(self, reached: list[Asked]) -> tuple[Tensor, Tensor | None] | None:
-        """Targets of all these questions side by side and which of them count (None: all).
-
-        None if some question has not exactly one answer, which is about all of its rows: the common case.
-        """
-        parts, rows = [], reached[-1].question.rows
-        for asked in reached:
-            known = self._known.get(asked.question.time, [])
-            if len(known) != 1 or not (known[0].answer.rows is rows or known[0].answer.rows.equal(rows)):
-                return None
-            parts.append(known[0])
-        use = None if all(part.whole for part in parts) else joined([part.use for part in parts])
-        return joined([part.answer.targets for part in parts]), use
-
-    def _placed(self, reached: list[Asked], together: Together) -> tuple[Tensor, Tensor]:
-        """Targets, and which of them count, where `together` has put their steps."""
-        assert together.places is not None
-        shape, use = together.mask.shape, torch.zeros_like(together.mask)
-        targets: Tensor | None = None
-        for asked, (stream, step) in zip(reached, together.places, strict=True):
-            for part in self._known.get(asked.question.time, []):
-                at = (rows_of(torch.from_numpy(stream), asked.question.rows, part.answer.rows),
-                      rows_of(torch.from_numpy(step), asked.question.rows, part.answer.rows))  # fmt: skip
-                if targets is None:
-                    targets = part.answer.targets.new_zeros(*shape, *part.answer.targets.shape[2:])
-                targets[at], use[at] = part.answer.targets, part.use
-        assert targets is not None
-        return targets, use
 
     def _loss(self, reached: list[Asked], outputs: list[Tensor], answer: Answer) -> Tensor:
         """Of the outputs for each question reached, or of the one for all of them."""
         if self.loss is not None and self.traces is not None:
             every = [self.loss(rows_of(output, asked.question.rows, part.answer.rows), part.answer)
                      for asked, output in zip(reached, outputs, strict=True)
-                     for part in self._known.get(asked.question.time, [])]  # fmt: skip
+                     for part in self._held.known.get(asked.question.time, [])]  # fmt: skip
             return torch.stack(every).mean()
         if self.loss is not None:
             last = reached[-1]
             return self.loss(rows_of(outputs[-1][:, -last.steps :], last.question.rows, answer.rows), answer)
-        if len(outputs) == 1 and (told := self._told(reached)) is not None:
+        if len(outputs) == 1 and (told := self._held.told(reached)) is not None:
             return self._mean_nats(outputs[0], *told)
         if len(outputs) < len(reached):
             outputs = list(outputs[0].split([asked.steps for asked in reached], 1))
         said, truth = [], []
         for asked, output in zip(reached, outputs, strict=True):
-            for part in self._known.get(asked.question.time, []):
+            for part in self._held.known.get(asked.question.time, []):
                 said.append(rows_of(output, asked.question.rows, part.answer.rows)[part.use])
                 truth.append(part.answer.targets[part.use])
         return self.model.nats(torch.cat(said), torch.cat(truth)).mean()  # type: ignore[operator]
@@ -436,36 +364,23 @@ class Learner(Predictor):
         same = time == reached[-1].question.time and updates == self.updates
         return output if same and len(reached) == 1 else None
 
-    def _back_from(self, time: int | None) -> Iterator[Asked]:
-        """The question at `time` and those before it that are still held, newest first."""
-        while time is not None and (asked := self._asked.get(time)) is not None:
-            yield asked
-            time = self._before.get(time)
-
     def _again(self) -> tuple[OrderedDict[int, Asked], Any]:
         """The window run again with the present parameters: the questions with new memories, and the last memory."""
-        past = self.rule.reach(reversed(self._asked.values()))
+        past = self.rule.reach(reversed(self._held.asked.values()))
         if not past:
-            return self._asked, self.memory
-        memory, renewed = past[0].before, self._asked.copy()
+            return self._held.asked, self.memory
+        memory, renewed = past[0].before, self._held.asked.copy()
         with torch.no_grad():
             for asked in past:
                 renewed[asked.question.time] = asked._replace(before=memory)
                 _, memory, _ = self.rule.run(self.model, asked.question, memory)
         return renewed, detach(memory)
 
-    def _prune(self) -> None:
-        """Drop questions that neither wait nor are within the window of one that waits or is to come."""
-        needed = self._needed()
-        for time in [time for time in self._asked if time not in needed]:
-            del self._asked[time]
-            self._before.pop(time, None)
-            self._known.pop(time, None)
-        self._full = 2 * len(self._asked) + SPARE
-
     def _needed(self) -> set[int]:
-        due = set(self._due)
-        return self.rule.needed(reversed(self._asked.values()), lambda time: time in self._open or time in due)
+        """Times of questions that wait or are within the window of one that waits or is to come."""
+        due = set(self._held.due)
+        newest_first = reversed(self._held.asked.values())
+        return self.rule.needed(newest_first, lambda time: time in self._held.open or time in due)
 
     def _check(self, question: Question) -> None:
         now = question.inputs
@@ -477,7 +392,7 @@ class Learner(Predictor):
                     f"{', '.join(map(str, shape))}) to {now.dtype} (B, T, "
                     f"{', '.join(map(str, now.shape[2:]))}); a learner follows streams of one shape"
                 )
-        if question.time in self._open:
+        if question.time in self._held.open:
             raise UsageError(f"Learner: question {question.time} is already waiting; give each its own time")
         if self.streams is not None and (largest := max(question.rows.tolist(), default=-1)) >= self.streams:
             raise UsageError(
@@ -487,9 +402,6 @@ class Learner(Predictor):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves, as nested plain values and tensors."""
-        needed = self._needed()
-        held = [asked for time, asked in self._asked.items() if time in needed]
-        before = {time: last if last in needed else None for time, last in self._before.items()}
         return {
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -500,13 +412,7 @@ class Learner(Predictor):
             "streams": self.streams,
             "output": self.output,
             "memory": None if self.memory is None else dict(leaves(self.memory)),
-            "asked": [
-                (tuple(a.question), dict(leaves(a.before)), a.said, a.seen, before.get(a.question.time)) for a in held
-            ],
-            "open": list(self._open),
-            "answered": [tuple(part.answer) for time in self._known if time in needed for part in self._known[time]],
-            "gathered": self._gathered,
-            "due": list(self._due),
+            **self._held.state_dict(self._needed()),
             "traces": None if self.traces is None else self.traces.state_dict(),
         }
 
@@ -520,26 +426,15 @@ class Learner(Predictor):
         self.generator.set_state(state["generator"])
         self.updates, self.forgotten, self.streams = state["updates"], state["forgotten"], state["streams"]
         self.output, self.memory, self._tape = state["output"], None, None
-        self._shape = None
-        self._asked.clear()
-        self._before.clear()
+        self._shape, like = None, None
         if state["memory"] is not None:
-            questions = [Question(*question) for question, *_ in state["asked"]]
             like = self._like(state["memory"])
             self.memory = from_leaves(state["memory"], like)
-            for question, (_, before, said, seen, last) in zip(questions, state["asked"], strict=True):
-                if last in self._asked:
-                    self._before[question.time] = last
-                self._asked[question.time] = Asked.of(question, from_leaves(before, like), said, seen)
-                self._shape = question.inputs.shape[2:], question.inputs.dtype
-        self._full = 2 * len(self._asked) + SPARE
-        self._open = OrderedDict.fromkeys(state["open"])
-        self._known, self._gathered, self._due = {}, state["gathered"], list(state["due"])
+        self._held.load_state_dict(state, like)
+        if (newest := self._held.newest) is not None:
+            self._shape = newest.question.inputs.shape[2:], newest.question.inputs.dtype
         if self.traces is not None:
             self.traces.load_state_dict(state["traces"])
-        for parts in state["answered"]:
-            answer = Answer(*parts)
-            self._known.setdefault(answer.time, []).append(Known.of(answer))
 
     def _like(self, table: dict[str, Tensor], streams: int | None = None) -> Any:
         """A fresh state of the right kind, whose extra axes are those that `table` shows."""
@@ -560,10 +455,6 @@ class Learner(Predictor):
                 twin.generator.set_state(self.generator.get_state())
             elif name == "memory":
                 twin.memory = value  # states are never changed in place
-            elif name == "_asked":
-                twin._asked = value.copy()
-            elif name == "_known":
-                twin._known = {time: list(parts) for time, parts in value.items()}
             else:
                 setattr(twin, name, None if name == "_tape" else copy.deepcopy(value, memo))
         # Copying an optimizer drops its hooks; they get the optimizer as an argument, so ours can be shared.

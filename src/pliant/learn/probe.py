@@ -109,7 +109,7 @@ def plasticity(
             raise UsageError("plasticity: targets are numbers, expected classes")
         for _ in range(passes):
             _pass(fork, questions, answers)
-        _forget(fork)
+        fork.restart()
         asked = zip(questions, answers, strict=True)
         said.append(torch.cat([fork.predict(question)[answer.target_mask] for question, answer in asked]))
     bits, error = shared_bits(torch.stack(said).double().softmax(-1))
@@ -132,7 +132,7 @@ def shared_bits(said: Tensor) -> tuple[float, float]:
 def _fork(learner: Learner) -> Learner:
     """What it is and does, with fresh streams."""
     fork = copy.deepcopy(learner)
-    _forget(fork)
+    fork.restart()
     return fork
 
 
@@ -147,23 +147,13 @@ def _task(
     questions = [question._replace(time=i - len(known)) for i, (question, _) in enumerate(known)]
     questions[0] = questions[0]._replace(reset=_from_the_start(questions[0].reset))
     classes = fork.predict(questions[0]).shape[-1]
-    _forget(fork)
+    fork.restart()
     targets = _random_targets([answer for _, answer in known], classes, draw)
     answers = [
         answer._replace(targets=new, learn_mask=answer.target_mask, time=question.time, final=True)
         for question, (_, answer), new in zip(questions, known, targets, strict=True)
     ]
     return questions, answers
-
-
-def _forget(fork: Learner) -> None:
-    """Streams begin anew; parameters, moments and upkeep stay."""
-    fork.close()
-    fork.memory = fork.output = None
-    fork._asked.clear()
-    fork._before.clear()
-    if fork.traces is not None:
-        fork.traces.values.clear()
 
 
 def _from_the_start(reset: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pliant.core.roles import prefix
 from pliant.mixers import SequenceMixer
 from pliant.mixers.base import check_flags, over_steps, where_steps
 from pliant.models.blocks import NORMS, GatedMLP, norm_roles
-from pliant.models.classifier import check_choice, check_mixer, check_sizes, embedding, mixers_of
+from pliant.models.classifier import begin_embedding, check_choice, check_mixer, check_sizes, mixers_of
 from pliant.models.heads import check_head, head_of
 
 
@@ -93,7 +93,8 @@ class BidirectionalClassifier(nn.Module, PyTorchModelHubMixin):
         check_head(name, head, horizon)
         check_choice(name, "norm", norm, (*NORMS, "batch"))
         self.num_features = num_features
-        self.embed = embedding(num_features, width)
+        self.embed = nn.Linear(num_features, width)
+        begin_embedding(self.embed)
         both = mixers_of(mixer, mixer_options, width, 2 * depth)
         pairs = zip(both[::2], both[1::2], strict=True)
         self.blocks = nn.ModuleList(BidirectionalBlock(onward, back, norm) for onward, back in pairs)

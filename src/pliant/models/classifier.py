@@ -72,10 +72,11 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         check_choice(name, "norm", norm, tuple(NORMS))
         self.num_features = num_features
         self.normalizer = OnlineNormalizer(num_features) if normalize else None
-        self.embed = embedding(num_features, width)
+        self.embed = nn.Linear(num_features, width)
         self.stack = Stack(mixers_of(mixer, mixer_options, width, depth), norm)
         self.pool = MeanPool(width) if readout == "mean" else None
         self.head = head_of(head, width, num_outputs, horizon)
+        begin_embedding(self.embed)
 
     @classmethod
     def sized(cls, size: int, num_features: int, num_outputs: int, **options: Any) -> "SequenceClassifier":
@@ -157,12 +158,10 @@ class SequenceClassifier(nn.Module, PyTorchModelHubMixin):
         return x, state
 
 
-def embedding(num_features: int, width: int) -> nn.Linear:
-    """Features of variance 1 become so many of variance 1."""
-    linear = nn.Linear(num_features, width)
-    nn.init.normal_(linear.weight, std=num_features**-0.5)
+def begin_embedding(linear: nn.Linear) -> None:
+    """Draw a map by which features of variance 1 become so many of variance 1."""
+    nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
     nn.init.zeros_(linear.bias)
-    return linear
 
 
 def mixers_of(name: str, options: dict[str, Any] | None, width: int, count: int) -> list[mixers.SequenceMixer]:
