@@ -3,6 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from _ledger import DOCS
@@ -10,9 +11,11 @@ from _ledger import DOCS
 from pliant.report.style import BLUE, ORANGE, STYLE
 
 BEGIN, END = "<!-- figures, by `python benchmarks/traces.py draw` -->", "<!-- end of figures -->"
-COLORS = {"trace 1": "#56B4E9", "trace": BLUE, "trace 16": BLUE, "trace 32": "#009E73", "immediate": "#666666",
-          "bptt 1": "#666666", "bptt 32": ORANGE, "bptt 256": "#E69F00"}  # fmt: skip
+COLORS = {"trace 1": "#56B4E9", "trace exact": "#009E73", "trace": BLUE, "trace 16": BLUE, "trace 32": "#009E73",
+          "immediate": "#666666", "bptt 1": "#666666", "bptt 32": ORANGE, "bptt 256": "#E69F00"}  # fmt: skip
 DEPTHS = (1, 2, 4, 8)
+UNITS = {"GatedLRU": "a gated LRU", "RGLRU": "an RG-LRU behind an embedding that has no traces"}
+TASKS = {"recall": "one marked bit", "copy": "three marked bits"}
 
 Line = Mapping[str, Any]
 
@@ -32,11 +35,16 @@ def draw(lines: Sequence[Line]) -> None:
     _figure(lines)
 
 
-def by_distance(lines: Sequence[Line], task: str) -> dict[str, dict[int, list[Line]]]:
+def unit_of(line: Line) -> str:
+    """Of a cell; the first ones do not say it."""
+    return line.get("unit", "RGLRU")
+
+
+def by_distance(lines: Sequence[Line], unit: str, task: str) -> dict[str, dict[int, list[Line]]]:
     """Records of a task by rule and distance."""
     found: dict[str, dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if line["kind"] == "distance" and line["task"] == task:
+        if line["kind"] == "distance" and (unit_of(line), line["task"]) == (unit, task):
             found[line["rule"]][line["distance"]].append(line)
     return found
 
@@ -66,11 +74,14 @@ def _cosines(lines: Sequence[Line]) -> list[str]:
 
 def _distances(lines: Sequence[Line]) -> list[str]:
     text = []
-    for task, what in (("recall", "one marked bit"), ("copy", "three marked bits")):
-        found = by_distance(lines, task)
+    for unit, task in product(("GatedLRU", "RGLRU"), TASKS):
+        found = by_distance(lines, unit, task)
         distances = sorted({distance for rule in found.values() for distance in rule})
-        text += [f"Accuracy over the last fifth of a life, *{task}*: {what} in noise, asked for so many steps later",
-                 "(chance 0.5; an RG-LRU of 16 units, 16 streams, questions of 16 steps, the same episodes for all).",
+        if not found:
+            continue
+        text += [f"Accuracy over the last fifth of a life, *{task}*: {TASKS[task]} in noise, asked for so many steps",
+                 f"later (chance 0.5; {UNITS[unit]}; 16 units, 16 streams,",
+                 "questions of 16 steps, the same episodes for all).",
                  "Several numbers are several seeds. KB: what learning holds beside parameters and optimizer; µs:",
                  "processor time of a step of all streams.", ""]  # fmt: skip
         text += ["| rule | " + " | ".join(f"{d:,} steps" for d in distances) + " | KB | µs a step |",
@@ -100,12 +111,13 @@ def _figure(lines: Sequence[Line]) -> None:
             axes.set_xlabel("layers")
             axes.set_ylabel("cosine, recurrent parameters")
         axes = figure.add_subplot(1, 3, 3)
-        for rule, cells in by_distance(lines, "recall").items():
+        unit = "GatedLRU" if by_distance(lines, "GatedLRU", "recall") else "RGLRU"
+        for rule, cells in by_distance(lines, unit, "recall").items():
             at = sorted(cells)
             means = [statistics.fmean(line["accuracy"] for line in cells[d]) for d in at]
             axes.plot(at, means, marker="o", markersize=4, color=COLORS[rule], label=rule)
         axes.set_xscale("log")
-        axes.set_title("recall", loc="left", fontsize=10)
+        axes.set_title(f"recall, {unit}", loc="left", fontsize=10)
         axes.set_xlabel("steps back")
         axes.set_ylabel("accuracy")
         axes.legend(frameon=False, fontsize=8.5, labelcolor="#444444")
