@@ -131,13 +131,15 @@ def states_before(
 
 
 def tapped(
-    x: Float[Tensor, "B T S C"], taps: int, ring: Float[Tensor, "B K S C"] | None, reset: Tensor | None,
+    x: Float[Tensor, "B T S C"], taps: int, ring: Float[Tensor, "B R S C"] | None, reset: Tensor | None,
     mask: Tensor | None,
-) -> tuple[list[Tensor], Float[Tensor, "B K S C"]]:  # fmt: skip
+) -> tuple[Float[Tensor, "B T S K C"], Float[Tensor, "B R S C"]]:  # fmt: skip
     """What each tap of a causal convolution reads at each step, zero where there is nothing; and the last inputs."""
-    ones = torch.eye(taps, dtype=x.dtype, device=x.device)[:, :, None].expand(-1, -1, x.shape[-1])
-    found = [causal_conv(x, one, None, ring, reset=reset, mask=mask) for one in ones]
-    return [tap for tap, _ in found], found[0][1]
+    width = x.shape[-1]
+    ones = torch.eye(taps, dtype=x.dtype, device=x.device)[:, :, None].expand(-1, -1, width).flatten(1)
+    before = None if ring is None else ring.repeat(1, 1, 1, taps)
+    found, last = causal_conv(x.repeat(1, 1, 1, taps), ones, None, before, reset=reset, mask=mask)
+    return found.unflatten(-1, (taps, width)), last[..., :width].contiguous()
 
 
 def sum_of_products(left: Shaped[Tensor, "B T S I"], right: Shaped[Tensor, "B T S J"]) -> Shaped[Tensor, "B S I J"]:

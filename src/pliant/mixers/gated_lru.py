@@ -30,7 +30,7 @@ from pliant.kernels._gated_scan import DECAY_POWER as DECAY_POWER
 from pliant.kernels._gated_scan import MAX_SQRT_DERIVATIVE as MAX_SQRT_DERIVATIVE
 from pliant.kernels._gated_scan import bounded_sqrt as bounded_sqrt
 from pliant.kernels._gated_unit import through_heads
-from pliant.kernels._traces import Border, GatedSlopes, gated_slopes, sum_in_heads, sum_of_products, tapped
+from pliant.kernels._traces import Border, GatedSlopes, gated_slopes, sum_in_heads, tapped
 from pliant.mixers.base import SequenceMixer, first_steps, side_by_side, where_steps
 
 
@@ -294,12 +294,12 @@ class GatedLRU(SequenceMixer):
         if kinds["conv"] != "instant":
             through = self._own if kinds["conv"] == "own" else self._exact
             taps, _ = tapped(u, len(self.conv_weight), ring, reset, mask)
-            gained["conv_weight"] = torch.stack([through(border.since(tap), slopes) for tap in taps], 2)
-            gained["conv_bias"] = through(torch.ones_like(u), slopes)
+            total = through(F.pad(border.since(taps), (0, 0, 0, 1), value=1.0), slopes)
+            gained |= {"conv_weight": total[:, :, :-1], "conv_bias": total[:, :, -1]}
         if kinds["linear_x"] != "instant":
             last = None if traces is None else traces["inputs"]
             taps, after["inputs"] = tapped(F.pad(x, (0, 1), value=1.0), len(self.conv_weight), last, reset, mask)
-            total = self._of_inputs([border.since(tap) for tap in taps], slopes, kinds["linear_x"] == "exact")
+            total = self._of_inputs(border.since(taps), slopes, kinds["linear_x"] == "exact")
             gained |= {"linear_x.weight": total[:, :, :-1], "linear_x.bias": total[:, :, -1]}
         return after | {name: border.onto(None if traces is None else traces[name], e) for name, e in gained.items()}
 
@@ -315,35 +315,36 @@ class GatedLRU(SequenceMixer):
     def _by_own(self, slopes: GatedSlopes) -> Tensor:
         """dh_t[j]/dv_t[j], `(B, T, S, W)`."""
         heads = len(self.lru.input_gate.bias)
-        own = (
-            torch.diagonal(matrix.unflatten(1, (heads, -1)), dim1=0, dim2=2).flatten()
-            for matrix, _ in self._mixing(slopes)
-        )
-        return torch.stack(
-            [diagonal * slope for diagonal, (_, slope) in zip(own, self._mixing(slopes), strict=True)]
-        ).sum(0)
+        own = [
+            torch.diagonal(matrix.unflatten(1, (heads, -1)), dim1=0, dim2=2).flatten() * slope
+            for matrix, slope in self._mixing(slopes)
+        ]
+        return torch.stack(own).sum(0)
 
     def _own(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
-        """sum_t left_t[j] dh_t[j]/dv_t[j], `(B, S, W)`."""
-        return (left * self._by_own(slopes)).sum(1)
+        """sum_t left_t[q, j] dh_t[j]/dv_t[j], `(B, S, Q, W)`."""
+        return (left * self._by_own(slopes)[:, :, :, None]).sum(1)
 
     def _exact(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
-        """sum_t left_t[i] dh_t[j]/dv_t[i], `(B, S, W/H, W)`."""
+        """sum_t left_t[q, i] dh_t[j]/dv_t[i], `(B, S, Q, W/H, W)`."""
         heads = len(self.lru.input_gate.bias)
-        return torch.stack([matrix * sum_in_heads(left, slope, heads) for matrix, slope in self._mixing(slopes)]).sum(0)
+        left, parts = left.unflatten(-1, (heads, -1)), []
+        for matrix, slope in self._mixing(slopes):
+            product = torch.einsum("btsqhi,btshj->bsqihj", left, slope.unflatten(-1, (heads, -1)))
+            parts.append(matrix * product.flatten(-2))
+        return torch.stack(parts).sum(0)
 
-    def _of_inputs(self, taps: list[Tensor], slopes: GatedSlopes, exact: bool) -> Tensor:
+    def _of_inputs(self, taps: Tensor, slopes: GatedSlopes, exact: bool) -> Tensor:
         """The same of each input by way of all taps: `(B, S, D + 1, W)`, or W/H before W if exact."""
-        rows, heads = self.conv_weight.to(taps[0].dtype), len(self.lru.input_gate.bias)
+        rows, heads = self.conv_weight.to(taps.dtype), len(self.lru.input_gate.bias)
         if not exact:
-            own = self._by_own(slopes)
-            return torch.stack([sum_of_products(tap, row * own) for row, tap in zip(rows, taps, strict=True)]).sum(0)
-        parts = []
-        for row, tap in zip(rows, taps, strict=True):
-            entering = row.unflatten(0, (heads, -1)).T.repeat_interleave(row.shape[0] // heads, 1)  # (W/H, W)
-            parts += [
-                entering * matrix * sum_of_products(tap, slope)[:, :, :, None] for matrix, slope in self._mixing(slopes)
-            ]
+            return torch.einsum("btski,btskw->bsiw", taps, rows * self._by_own(slopes)[:, :, :, None])
+        # The taps of channel (h, i) at all places j of its head: (K, W/H, W).
+        entering = rows.unflatten(1, (heads, -1)).mT.repeat_interleave(rows.shape[1] // heads, 2)
+        parts = [
+            torch.einsum("bskij,kpj->bsipj", torch.einsum("btski,btsj->bskij", taps, slope), entering * matrix)
+            for matrix, slope in self._mixing(slopes)
+        ]
         return torch.stack(parts).sum(0)
 
     def trace_gradients(

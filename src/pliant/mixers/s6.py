@@ -154,12 +154,10 @@ class S6(SequenceMixer):
         kinds, wide = self.kinds(kinds), state.h.dtype
         u = side_by_side(F.linear(x.to(wide), self.linear_in.weight.to(wide)[: len(self.skip)]))
         taps, _ = tapped(u, len(self.conv_weight), side_by_side(state.conv), reset, mask)
-        mixed = sum(
-            (row * tap for row, tap in zip(self.conv_weight.to(wide), taps, strict=True)), self.conv_bias.to(wide)
-        )
+        mixed = (self.conv_weight.to(wide) * taps).sum(3) + self.conv_bias.to(wide)
         c = F.silu(mixed)
         border, slopes = self._slopes(c, state.h, reset, mask)
-        c, mixed, *taps = map(border.since, (c, mixed, *taps))
+        c, mixed, taps = map(border.since, (c, mixed, taps))
         gained: dict[str, Tensor] = {}
         if kinds["log_rate"] == "exact":
             gained["log_rate"] = slopes.rate.sum(1)
@@ -173,7 +171,7 @@ class S6(SequenceMixer):
         if kinds["conv"] == "own":
             gate = torch.sigmoid(mixed)
             own = self._by_own(slopes) * (gate * (1 + mixed * (1 - gate)))[..., None]
-            gained["conv_weight"] = torch.stack([(tap[..., None] * own).sum(1) for tap in taps], 2)
+            gained["conv_weight"] = (taps[..., None] * own[:, :, :, None]).sum(1)
             gained["conv_bias"] = own.sum(1)
         return {name: border.onto(None if traces is None else traces[name], e) for name, e in gained.items()}
 
