@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
-from operator import attrgetter, eq, is_
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -285,31 +285,25 @@ class _Call:
         states = [torch.from_numpy(part[k]) for k in range(depth) for part in (*after, fresh)]
         return torch.from_numpy(y), states
 
-    def repeats(self, other: "_Call") -> bool:
-        """Whether a forward pass would give what that of `other` did; not for a stack that is given x."""
-        if self.weights is not other.weights or self.constants is not other.constants:
+    def gave(self, states: Sequence[tuple[Tensor, ...]], reset: Tensor | None, mask: Tensor | None, numbers: Any,
+             codes: Any, offset: Any, constants: tuple[float, float, float]) -> bool:  # fmt: skip
+        """Whether the forward pass of a stack with `Ends` would give the same again; arguments as of a call."""
+        if constants_of(self.weights.scalar, *constants) is not self.constants:
             return False
-        if not all(map(is_, chain.from_iterable(self.states), chain.from_iterable(other.states))):
+        if not all(map(is_, chain.from_iterable(self.states), chain.from_iterable(states))):
             return False
-        batch, steps = other.shape
-        flags = _flags(self.reset, batch, steps, False), _flags(self.mask, batch, steps, True)
-        given = (*flags, self.numbers, self.codes, self.offset)
-        same = (*other.flags, other.numbers, other.codes, other.offset)
-        return all(map(eq, map(np.ndarray.tobytes, given), map(np.ndarray.tobytes, same))) and other.is_current()
+        flags = _flags(reset, *self.shape, False), _flags(mask, *self.shape, True)
+        same = zip((*flags, numbers, codes, offset), (*self.flags, self.numbers, self.codes, self.offset), strict=True)
+        return all(one.tobytes() == two.tobytes() for one, two in same) and self.is_current()
 
     def is_current(self) -> bool:
         """Whether the parameters are still as the forward pass has read them."""
-        parameters = self.weights.parameters
-        return list(map(_version, parameters)) == self.versions and np.array_equal(
-            self.weights.addresses(), self.addresses
-        )
+        same = list(map(_version, self.weights.parameters)) == self.versions
+        return same and np.array_equal(self.weights.addresses(), self.addresses)
 
     def backward(self, dy: Tensor | None, dstates: Sequence[Tensor | None], flat: Tensor) -> tuple[Any, list[Tensor]]:
         """Gradients of x `(B T, D)`, and of conv and h of each block; those of parameters are added to `flat`."""
         weights, dtype = self.weights, self.weights.scalar
-        if not self.is_current():
-            raise RuntimeError("a parameter was modified by an inplace operation between the single pass of a stack "
-                               "and its gradient; run the model again")  # fmt: skip
         depth, width, inner, taps, _, _, _, _, outputs = weights.sizes
         batch, steps = self.shape
         gradients = weights.offsets + flat.data_ptr()
@@ -346,6 +340,9 @@ class _Pass(torch.autograd.Function):
     def backward(ctx, dy, *dstates):  # type: ignore[no-untyped-def]
         call, need = ctx.call, ctx.needs_input_grad
         weights, sink = call.weights, call.sink
+        if not call.is_current():
+            raise RuntimeError("a parameter was modified by an inplace operation between the single pass of a stack "
+                               "and its gradient; run the model again")  # fmt: skip
         given: list[Tensor | None] = []
         if sink is None:
             flat = torch.zeros(weights.size, dtype=weights.dtype)
@@ -415,8 +412,8 @@ def gated_block(
 
 def gated_block_descent(
     slope: Callable[[Tensor], tuple[float, Tensor | None]],
-    states: Sequence[tuple[Tensor, Tensor, Tensor]],
-    weights: Weights,
+    states: Callable[[], Sequence[tuple[Tensor, Tensor, Tensor]]],
+    weights: Callable[[], Weights | None],
     reset: Tensor | None,
     mask: Tensor | None,
     *,
@@ -427,26 +424,30 @@ def gated_block_descent(
     codes: Tensor | None = None,
     offset: Tensor | None = None,
     sink: Sink,
-) -> float:
+) -> float | None:
     """Gradients of a loss of `gated_block` with `Ends`, put where `sink` says, with no graph in between.
+
+    The last pass that `sink` has heard of serves if it was the same.
 
     Args:
         slope: from the outputs `(B, T, C)` to the loss and its gradient with regard to them, None for none.
-        states, weights, reset, mask, decay_power, max_derivative, eps, numbers, codes, offset: see there.
+        states, weights: make what `gated_block` takes; asked only where there are some, weights only for a new pass.
+        reset, mask, decay_power, max_derivative, eps, numbers, codes, offset: see there.
 
     Returns:
-        The loss.
+        The loss; None if there are no weights, and then nothing was done.
     """
     batch, steps = numbers.shape[:2]
-    constants = (decay_power, max_derivative, eps)
-    call = _Call(weights, states, reset, mask, *_rows_of(numbers, codes, offset, batch * steps), constants)
-    if sink.last is not None and call.repeats(sink.last):
-        call, sink.last = sink.last, None
-    else:
+    given = (*_rows_of(numbers, codes, offset, batch * steps), (decay_power, max_derivative, eps))
+    call, sink.last = sink.last, None
+    if call is None or not call.gave(states(), reset, mask, *given):
+        if (found := weights()) is None:
+            return None
+        call = _Call(found, states(), reset, mask, *given)
         call.forward(None, batch, steps)
     loss, dy = slope(torch.from_numpy(call.y))
     if dy is not None:
-        sink.take(call, dy, [None] * (3 * weights.depth))
+        sink.take(call, dy, [None] * (3 * call.weights.depth))
     return loss
 
 

@@ -15,6 +15,7 @@ parameters.
 
 import math
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -197,9 +198,9 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         ends = (self.embed, self.codes, self.head)
         if mask is not None and not _all(mask):
             use = mask if use is None else use & mask
-        weights = None if heard(self) else self._at_once.weights(self, self.stack, seen, state.stack, ends)
-        if weights is None:
+        if heard(self):
             return None
+        weights = partial(self._at_once.weights, self, self.stack, seen, state.stack, ends)
         numbers, codes, reference = self._parts(seen)
 
         def slope(output: Tensor) -> tuple[float, Tensor | None]:
@@ -214,7 +215,7 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
 
         more: dict[str, Any] = {"numbers": numbers, "codes": codes, "offset": reference if self.classify else None}
         return gated_block_descent(
-            slope, flat_states(state.stack), weights, reset, mask, **CONSTANTS, **more, sink=sink
+            slope, partial(flat_states, state.stack), weights, reset, mask, **CONSTANTS, **more, sink=sink
         )
 
     def _parts(self, seen: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
