@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pliant.core import seeded
-from pliant.recipes.ms_ssm import ARMS, FULL, MS_SSM, TABLES, Net, data, judge, run, trials
+from pliant.recipes.ms_ssm import ARMS, BANK, FULL, MS_SSM, TABLES, Net, data, judge, run, trials
 from pliant.recipes.reproduce import Result, Trial
 
-BANK = "a short convolution for the bank"
+BARE = f"{BANK}, static weights, nothing past the states"
 
 
 def net(name: str) -> Net:
@@ -32,6 +32,8 @@ def test_arms_leave_out_what_they_say() -> None:
     assert reach(nets[FULL]) == 22 and reach(nets[BANK]) == 4
     bare = nets["no recurrence"].layers[0].mixer
     assert not bare.read.any() and not bare.read.requires_grad
+    bare = nets[BARE].layers[0].mixer
+    assert not bare.skip.any() and not bare.skip.requires_grad and bare.weights.kind == "static"
     states = {name: one.layers[0].mixer.log_rate.shape[:2].numel() for name, one in nets.items()}
     assert set(states.values()) == {20}
     for name, one in nets.items():
@@ -51,7 +53,7 @@ def results(**accuracy: float) -> list[tuple[Trial, Result]]:
 
 
 def test_the_judge_tells_directions_and_no_more() -> None:
-    assert len(trials("ten")) == 35 and len(trials("minute")) == 2
+    assert len(trials("ten")) == 45 and len(trials("minute")) == 2
     good = judge(results(**{FULL: 0.9, BANK: 0.3, "static weights": 0.7, "no recurrence": 0.85}))
     assert [claim.verdict for claim in good] == 6 * ["direction only"]
     assert good[-1].ours == "60.0, 20.0, 5.0 points"
@@ -62,7 +64,8 @@ def test_the_judge_tells_directions_and_no_more() -> None:
 
 @pytest.mark.slow
 def test_check_15_the_bank_is_what_it_takes() -> None:
-    """Without it the dossier has at most 0.6; this net, whose weights still come from the input, has more."""
+    """At most 0.6 without it, as the dossier has it, takes a net without weights from the input and a direct path."""
     whole, without = (run(trial, lambda *_: None)["accuracy"] for trial in MS_SSM.trials("minute"))
     assert whole >= 0.8
     assert without <= whole - 0.08
+    assert run(Trial(BARE, ARMS[BARE], 0), lambda *_: None)["accuracy"] <= 0.6
