@@ -11,6 +11,7 @@ samples. Each method has four settings; the one with the best mean accuracy over
 parts that is held out, is run with other seeds on the standard split. Set OMP_NUM_THREADS=1.
 """
 
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -135,9 +136,10 @@ def train(method: str, data: str, setting: int, seed: int) -> Record:
         schedule.step()
     with torch.no_grad():
         said = torch.cat([answers(model, asked, rows) for rows in torch.arange(len(asked.labels)).split(64)])
-        bits = float(model.nats(said, asked.labels).mean()) / np.log(2)
-    return {"mean": accuracy(said.argmax(-1).numpy(), asked.labels.numpy()), "bits": round(float(bits), 4), "width": width,
-            "parameters": sum(p.numel() for p in model.parameters())}  # fmt: skip
+        bits = float(model.nats(said, asked.labels).mean()) / math.log(2)
+    parameters = sum(p.numel() for p in model.parameters())
+    right = accuracy(said.argmax(-1).numpy(), asked.labels.numpy())
+    return {"mean": right, "bits": round(bits, 4), "width": width, "parameters": parameters}
 
 
 def answers(model: SequenceClassifier, part: Part, rows: Tensor) -> Tensor:

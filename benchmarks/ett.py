@@ -42,7 +42,7 @@ REFERENCES = {"no-change": 1, "yesterday": 24}
 """The newest values again and again: the last hour, or the last day."""
 METHODS = (*NETS, "DLinear", *REFERENCES)
 RATES = (1e-3, 3e-3, 1e-2)
-WIDTH, DEPTH, UPDATES, BATCH, LOOKS, THIN = 32, 2, 240, 32, 6, 8
+WIDTH, DEPTH, UPDATES, BATCH, LOOKS, THIN = 32, 2, 360, 32, 6, 8
 """LOOKS: at the validation part, at every THIN-th window of it."""
 TUNING, SEEDS = 100, (0, 1, 2)
 

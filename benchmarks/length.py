@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "S6": ("S6", {"expand": 1}),
 }
 SHORT, LONG, STREAMS = 1024, 65_536, 4
-WIDTH, DEPTH, UPDATES, BATCH = 64, 2, 160, 8
+WIDTH, DEPTH, UPDATES, BATCH = 64, 2, 320, 8
 RATES = (3e-3, 1e-2)
 TUNING, SEEDS = 100, (0, 1, 2)
 EDGES = (0, 64, 256, 1024, 4096, 16_384, 65_536)
