@@ -57,17 +57,17 @@ def table_learner(rule: Rule) -> Learner:
 
 
 def timed(learner: Learner, steps: int, start: int) -> float:
-    """Steps per second of asking and learning, one row at a time."""
+    """Steps per second of processor time of asking and learning, one row at a time."""
     random = generator(start, "rows")
     targets = torch.randint(2, (steps, 1, 1), generator=random)
     inputs = torch.randn(steps, 1, 1, 9, generator=random, dtype=torch.float64)
     inputs[..., -1] = targets
     yes, rows = torch.ones(1, 1, dtype=torch.bool), torch.arange(1)
-    began = time.perf_counter()
+    began = time.process_time()
     for t in range(steps):
         learner.predict(Question(inputs[t], ~yes, yes, start + t, rows))
         learner.learn(Answer(targets[t], yes, yes, start + t, rows))
-    return steps / (time.perf_counter() - began)
+    return steps / (time.process_time() - began)
 
 
 def throughput(rounds: int) -> None:
@@ -88,7 +88,8 @@ def throughput(rounds: int) -> None:
            note="one update for each chunk of 16 steps; trace 1 makes one at every step")  # fmt: skip
     append("The same with an update at every step, trace(1)", command, figures,
            holds=figures["steps a second, trace 1"] >= 2000,
-           note="most of a step are the optimizer, clipping and passes over 310,000 parameters")  # fmt: skip
+           note="half of a step are AdamW, clipping and other passes over 320,000 parameters and their gradients, "
+           "which do not fit the nearest caches; the other half is Python")  # fmt: skip
     append("A step of trace() takes no more than three of bptt(1)", command, figures,
            holds=figures["steps a second, trace 1"] * 3 >= figures["steps a second, immediate"])  # fmt: skip
 

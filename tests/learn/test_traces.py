@@ -409,12 +409,24 @@ def test_rules_are_values() -> None:
     assert immediate() == bptt(1)
 
 
-@pytest.mark.parametrize(("chunk", "every", "some"), [(1, None, False), (4, 2, False), (3, None, True)])
-def test_a_single_pass_has_the_traces_of_all_layers(chunk: int, every: int | None, some: bool) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "every", "some", "dtype"),
+    [
+        (1, None, False, torch.float64),
+        (4, 2, False, torch.float64),
+        (3, None, True, torch.float64),
+        (1, None, False, torch.float32),
+    ],
+)
+def test_a_single_pass_has_the_traces_of_all_layers(
+    chunk: int, every: int | None, some: bool, dtype: torch.dtype
+) -> None:
     """The fast form is the readable one, but for rounding: parameters after a life, and traces."""
-    here, lives = world(20), []
+    x, *rest = world(20)
+    here, lives = (x.to(dtype), *rest), list[Learner]()
+    close = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
     for quick in (True, False):
-        net = model(2, width=12, num_heads=2)
+        net = model(2, width=12, num_heads=2).to(dtype)
         ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(chunk, every=every), streams=2)
         assert ours.traces is not None
         ours.traces._at_once = quick
@@ -425,10 +437,12 @@ def test_a_single_pass_has_the_traces_of_all_layers(chunk: int, every: int | Non
         assert ours.traces._at_once == quick and ours.updates > 4
         lives.append(ours)
     for one, two in zip(lives[0].model.parameters(), lives[1].model.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
-    for name, traces in lives[1].traces.values.items():
+        torch.testing.assert_close(one, two, **close)
+    first, second = (ours.traces for ours in lives)
+    assert first is not None and second is not None
+    for name, traces in second.values.items():
         for part, e in traces.items():
-            torch.testing.assert_close(lives[0].traces.values[name][part], e, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(first.values[name][part], e, **close)
 
 
 @pytest.mark.slow
