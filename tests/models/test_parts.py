@@ -12,7 +12,9 @@ from torch import nn
 
 from pliant.core import UsageError, seeded
 from pliant.core.predictive import mixture_mean
+from pliant.mixers import GatedLRU
 from pliant.models import SequenceClassifier
+from pliant.models.blocks import Stack
 from pliant.models.heads import LabelHead, MeanPool, MixtureHead
 from pliant.models.normalizer import CLIP, OnlineNormalizer
 
@@ -112,6 +114,22 @@ def test_a_forecast_is_a_gaussian_for_each_step_and_number() -> None:
     normal = torch.distributions.Normal(output[..., 1], output[..., 2].exp())
     torch.testing.assert_close(model.nats(output, targets), -normal.log_prob(targets).sum((-2, -1)))
     torch.testing.assert_close(mixture_mean(output), output[..., 1])
+
+
+def test_layer_norms_are_not_passed_by() -> None:
+    """The pass over a whole stack knows RMSNorm alone."""
+    with seeded(0):
+        stack, x = Stack([GatedLRU(8), GatedLRU(8)], "layer"), torch.randn(2, 5, 8)
+        for norm in (part for part in stack.modules() if isinstance(part, nn.LayerNorm)):
+            nn.init.normal_(norm.bias)
+    state = stack.init_state(2)
+    y = x
+    for block, before in zip(stack.blocks, state, strict=True):
+        y = block(y, before)[0]
+    assert stack(x, state)[0].equal(stack.norm(y))
+    y = y - y.mean(-1, keepdim=True)
+    expected = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() + stack.norm.bias
+    torch.testing.assert_close(stack.norm(y), expected)
 
 
 def test_one_dial_sets_the_size() -> None:
