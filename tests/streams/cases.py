@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from pliant.streams import Stream, digits, drift, listops, pathfinder
+from pliant.streams._digits import Items
 from tests.learn.worlds import Signs, items
 
 QUESTIONS = 40
@@ -22,8 +25,17 @@ def small() -> Stream:
     return items(QUESTIONS)
 
 
+def ragged() -> Stream:
+    """The same items, the end of every other one missing, the last six held out, as `archive` has them."""
+    whole = items(QUESTIONS)
+    mask = torch.ones(24, 4, dtype=torch.bool)
+    mask[::2, 2:] = False
+    return Items(whole.inputs, whole.labels, whole.spec.num_outputs, 4, QUESTIONS, torch.arange(24) >= 18, 0, mask)
+
+
 CASES = (
     Case("items", small, lambda s: s),
+    Case("items of several lengths", ragged, lambda s: s),
     Case("signs", lambda: Signs(QUESTIONS), lambda s: s),
     Case("digits by row", lambda: digits(batch=3, questions=QUESTIONS), lambda s: s),
     Case("digits by pixel", lambda: digits(by="pixel", batch=3, questions=QUESTIONS, images=50), lambda s: s),
