@@ -29,7 +29,7 @@ tasks have nothing in common, an arm above it has come to parameters that learn 
 
 - *norm*: LayerNorm before each nonlinearity. Our recurrent net has norms there already.
 - *isometry*: FIRE. *project*: normalize-and-project, with the norms; *joint*: the same, and gain and bias of each norm
-  keep their joint length, as with `--keep normalize-project`. *rewarm*: the rate falls, and rises again at a change.
+  keep their joint length, as in `pliant learn digits`. *rewarm*: the rate falls, and rises again at a change.
 - *first*, *last tenth*: of the tasks, online accuracy. *speed*: of the first three quarters of each task, last tenth
   over first.
 

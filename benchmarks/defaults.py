@@ -52,7 +52,7 @@ WAYS = (
 
 def default_of(config: Any) -> Way:
     """What a recipe does by itself."""
-    return Way(config.keep, joint=True)
+    return Way(config.keep, joint=isinstance(config, digits.DigitsConfig))
 
 
 def run(data: Path, recipe: str, stream: str, way: str, rate: float | None, seed: int) -> Record:
@@ -113,8 +113,8 @@ a learner able to learn (`--keep`) on every stream of the main job, in bits per 
 standard deviation over {seeds} seeds.
 
 By default `pliant learn digits` keeps with **{digits}**, and `pliant learn series` with **{series}**.
-*joint*: the projection holds the joint length of gain and bias of each norm too, as `--keep normalize-project` does;
-without it both are free.
+*joint*: the projection holds the joint length of gain and bias of each norm too, as `--keep normalize-project` does for
+digits; for tables both are free.
 """
 OF_DIGITS = """
 ## digits: forty thousand answers, ten tasks

@@ -11,7 +11,7 @@ from pliant.core.change import Cusum
 from pliant.optim.base import Upkeep
 from pliant.optim.continual import ContinualBackprop
 from pliant.optim.memory import EWC, Replay
-from pliant.optim.projection import normalize_and_project
+from pliant.optim.projection import Gains, normalize_and_project
 from pliant.optim.schedules import Schedule
 from pliant.optim.upkeep import Isometry, Rewarm, ShrinkPerturb, TowardInit
 
@@ -53,6 +53,7 @@ def keeping(
     factor: Callable[[int], float],
     *,
     again: Callable[[int], float] | None = None,
+    gains: Gains = "free",
 ) -> list[Upkeep]:
     """What a learner gets as `keep` so that it stays able to learn in these ways; may wrap the optimizer's step.
 
@@ -64,13 +65,13 @@ def keeping(
         optimizer: over its parameters, before the first step.
         factor: of the rate, by updates.
         again: of the rate, by updates since the last change, for "rewarm"; None is `factor`.
+        gains: of norms, for "normalize-project".
 
     Raises:
         UsageError: a name is not known or given twice.
     """
     check(names)
     if "normalize-project" in names:
-        # Joint gains take fewer bits on every changing task of docs/defaults.md than free ones.
-        normalize_and_project(optimizer, model, gains="joint")
+        normalize_and_project(optimizer, model, gains=gains)
     rate = Rewarm(again or factor, detector=changed(), rest=20) if "rewarm" in names else Schedule(factor)
     return [rate, *(make() for name, make in KEEPERS.items() if name in names)]

@@ -25,6 +25,7 @@ from pliant.core.roles import NORMS, doubts_of, roles_of
 logger = logging.getLogger("pliant.optim")
 
 NORM, COUNT, JOINT = "projected_norms", "steps_to_projection", "joint_norms"
+Gains = Literal["free", "joint"]
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 COUPLED = (
     torch.optim.SGD, torch.optim.ASGD, torch.optim.Adam, torch.optim.Adamax, torch.optim.RMSprop, torch.optim.Adagrad,
@@ -40,7 +41,7 @@ def normalize_and_project(
     *,
     scope: Collection[Role] = (Role.MATRIX,),
     roles: Mapping[str, Role] | None = None,
-    gains: Literal["free", "joint"] = "free",
+    gains: Gains = "free",
     scale_decay: float = 0.0,
     hyperball: bool = False,
 ) -> Optimizer:

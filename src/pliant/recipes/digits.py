@@ -116,7 +116,8 @@ def learner(config: DigitsConfig, source: Stream, name: str = "model") -> Learne
         model,
         optimizer,
         bptt(config.window),
-        keeping(config.keep, model, optimizer, warmup(WARMUP), again=AGAIN),
+        # Joint gains take fewer bits than free ones here, and more on tables (docs/defaults.md).
+        keeping(config.keep, model, optimizer, warmup(WARMUP), again=AGAIN, gains="joint"),
         streams=source.spec.batch,
         remember=config.delay + 2,
         seed=config.seed,
