@@ -217,6 +217,17 @@ def test_looks_are_drawn_with_the_newest_verdict(tmp_path: Path) -> None:
     assert check(write_report([make_run(tmp_path / "old")]).read_text()).text.count("Able to learn") == 0
 
 
+def test_plasticity_is_drawn_where_looks_tell_it(tmp_path: Path) -> None:
+    looks = {index: look(index, "well") | {"whole": {"plasticity": 0.5 * index}} for index in (1, 3, 7)}
+    page = write_report([with_looks(tmp_path / "run", looks)]).read_text()
+    said = check(page).text
+    assert "plasticity 3.50" in page and "per answer" in said and "(plasticity: " not in said
+    assert (
+        "random targets"
+        not in check(write_report([with_looks(tmp_path / "old", {1: look(1, "well")})]).read_text()).text
+    )
+
+
 @pytest.mark.parametrize(
     "junk",
     [{}, [], "x", {"verdict": 3}, {"units": 3, "matrices": []}, {"units": {"one": 7}, "roles": [1]},

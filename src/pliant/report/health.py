@@ -109,7 +109,7 @@ def _figure(run: Loaded, panel: _Panel, prefix: str, x: Floats, looks: list[dict
         label_ends(axes, [line for line in lines if line.label])
         count_answers(axes)
 
-    layers = f" A line is a layer; thick is the worst at the end ({'; '.join(said)})." if len(names) > 1 else ""
+    layers = f" A line is a layer; thick is the worst at the end ({'; '.join(said)})." if panel.table != "whole" else ""
     aria = f"{panel.title} over time, worst layer at the end, {', '.join(said)}"
     picture = svg(prefix, aria, SMALL, (LEFT, 0.3 + 0.088 * LETTERS), paint)
     return Figure(panel.title, panel.caption + layers, picture, False)
