@@ -2,15 +2,14 @@
 
 import doctest
 import importlib.util
-import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 
 from pliant.core import seeded
+from tests.docs.code import names_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,14 +57,6 @@ def test_the_readme_example_is_right() -> None:
     failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert tried > 5
     assert failed == 0
-
-
-def names_of(page: str) -> dict[str, Any]:
-    """What the code of a page of ours has defined in the end."""
-    names: dict[str, Any] = {}
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL):
-        exec(code, names)
-    return names
 
 
 def test_the_code_about_plasticity_holds() -> None:

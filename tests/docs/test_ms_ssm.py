@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pliant.core import seeded
+from tests.docs.code import names_of
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "ms-ssm.md"
@@ -41,10 +42,8 @@ def test_check_14_means_and_gaps_are_those_of_the_rows() -> None:
 
 
 def test_the_code_of_the_page_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names: dict[str, Any] = {"torch": torch}
     with seeded(0):
-        exec(code, names)
+        names = names_of("ms-ssm.md", torch=torch)
     assert names["output"].shape == (2, 5)
     assert names["forecast"](names["x"])[0].shape == (2, 50, 24, 3, 3)
 
