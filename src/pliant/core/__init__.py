@@ -8,7 +8,7 @@
 """
 
 from pliant.core.errors import UsageError
-from pliant.core.exchange import KNOWN, Answer, Batch, Question
+from pliant.core.exchange import KNOWN, Answer, Batch, Question, moved
 from pliant.core.files import Disk
 from pliant.core.predictive import categorical_nats, mixture_mean, mixture_nats
 from pliant.core.record import Record
@@ -51,6 +51,7 @@ __all__ = [
     "map_state",
     "mixture_mean",
     "mixture_nats",
+    "moved",
     "nbytes",
     "numpy_generator",
     "put",

@@ -4,8 +4,9 @@ A stream asks a `Question` about T steps of B streams. Later, at once, in part o
 `Answer` says what was true. A question carries no target, so a target cannot leak.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -51,6 +52,19 @@ class Answer(NamedTuple):
     rows: Tensor
     final: bool = True
     tags: dict[str, Any] = {}  # noqa: RUF012  (never changed in place)
+
+
+Exchanged = TypeVar("Exchanged", Question, Answer)
+
+
+def moved(what: Exchanged, device: torch.device) -> Exchanged:
+    """The same with what a model reads on its device; rows and tags stay where they are."""
+    read = what[:3]
+    if read[0].device == device:
+        return what
+    there = {id(x): x.to(device) for x in read}  # one tensor under two names stays one
+    found: dict[str, Any] = {name: there[id(x)] for name, x in zip(what._fields, read, strict=False)}
+    return what._replace(**found)
 
 
 class Batch(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pliant.core import Answer, Question, from_leaves, leaves, take
+from pliant.core import Answer, Question, from_leaves, leaves, moved, take
 from pliant.learn.base import rows_of
 from pliant.learn.rules import Asked, Together, joined
 from pliant.optim import Lesson
@@ -176,11 +176,12 @@ class Held:
             "due": list(self.due),
         }
 
-    def load_state_dict(self, state: dict[str, Any], like: Any) -> None:
-        """Hold what another one held; `like` is a memory of the right kind."""
+    def load_state_dict(self, state: dict[str, Any], like: Any, device: torch.device) -> None:
+        """Hold what another one held, on a device; `like` is a memory of the right kind."""
         self.clear()
         for question, before, said, seen, last in state["asked"]:
-            asked = Asked.of(Question(*question), from_leaves(before, like), said, seen)
+            given = (moved(Question(*question), device), from_leaves(before, like), said.to(device))
+            asked = Asked.of(*given, None if seen is None else seen.to(device))
             if last in self.asked:
                 self._before[asked.question.time] = last
             self.asked[asked.question.time] = asked
@@ -188,7 +189,7 @@ class Held:
         self.open = OrderedDict.fromkeys(state["open"])
         self.known, self.gathered, self.due = {}, state["gathered"], list(state["due"])
         for parts in state["answered"]:
-            answer = Answer(*parts)
+            answer = moved(Answer(*parts), device)
             self.known.setdefault(answer.time, []).append(Known.of(answer))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Held":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, stack
+from pliant.core import Answer, Question, Record, UsageError, detach, from_leaves, generator, leaves, moved, stack
 from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
 from pliant.learn.held import Held, Known
@@ -81,6 +81,12 @@ class Learner(Predictor):
         for upkeep in self.keep:
             upkeep.init(model, optimizer)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the model. Questions and answers may come from anywhere; outputs and the memory are there."""
+        parameter: Tensor = self.optimizer.param_groups[0]["params"][0]
+        return parameter.device
+
     def predict(self, question: Question) -> Tensor:
         """Answer. Reads parameters; moves the memory of the streams and nothing else.
 
@@ -88,6 +94,7 @@ class Learner(Predictor):
             UsageError: the question does not fit the streams that this learner follows.
         """
         self._check(question)
+        question = moved(question, self.device)
         if question.time in self._held and self.traces is not None:
             self._pass(list(self._held.asked.values()))
         if self.memory is None:
@@ -124,6 +131,7 @@ class Learner(Predictor):
         held = self._held
         if answer.time not in held.open:
             return Record(self.updates, answer.time, "forgotten")
+        answer = moved(answer, self.device)
         known = Known.of(answer)
         learned = known.learned
         outcome, nats = "nothing to learn", math.nan
@@ -430,11 +438,11 @@ class Learner(Predictor):
         if state["memory"] is not None:
             like = self._like(state["memory"])
             self.memory = from_leaves(state["memory"], like)
-        self._held.load_state_dict(state, like)
+        self._held.load_state_dict(state, like, self.device)
         if (newest := self._held.newest) is not None:
             self._shape = newest.question.inputs.shape[2:], newest.question.inputs.dtype
         if self.traces is not None:
-            self.traces.load_state_dict(state["traces"])
+            self.traces.load_state_dict(state["traces"], self.device)
 
     def _like(self, table: dict[str, Tensor], streams: int | None = None) -> Any:
         """A fresh state of the right kind, whose extra axes are those that `table` shows."""

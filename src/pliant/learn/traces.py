@@ -177,8 +177,8 @@ class Traces:
     def state_dict(self) -> Values:
         return {name: dict(traces) for name, traces in self.values.items()}
 
-    def load_state_dict(self, state: Values) -> None:
-        self.values = {name: {part: e.clone() for part, e in traces.items()} for name, traces in state.items()}
+    def load_state_dict(self, state: Values, device: torch.device) -> None:
+        self.values = {name: {part: e.clone().to(device) for part, e in of.items()} for name, of in state.items()}
 
     def _slopes(
         self, model: nn.Module, reached: Sequence[Asked], together: Together, pieces: Sequence["Piece"],

@@ -19,6 +19,9 @@ from pliant.core import Question, UsageError
 from pliant.core.units import Units, activations, of_steps, units_of
 from pliant.optim.base import Probe, Upkeep
 
+STATISTICS = ("utility", "mean", "looks", "age")
+"""Of each unit."""
+
 
 class ContinualBackprop(Upkeep):
     """Replace the least useful hidden units, gradually.
@@ -50,9 +53,9 @@ class ContinualBackprop(Upkeep):
         if not self.units:
             raise UsageError(f"ContinualBackprop: no hidden units are known in {type(model).__name__}")
         like = self.units[0].reader.weight
+        wide = torch.promote_types(like.dtype, torch.float32)  # averages of many looks do not move in bfloat16
         self.layers = [
-            {name: torch.zeros(one.number, device=like.device) for name in ("utility", "mean", "looks", "age")}
-            for one in self.units
+            {name: torch.zeros(one.number, dtype=wide, device=like.device) for name in STATISTICS} for one in self.units
         ]
         self.owed = [0.0] * len(self.units)
         self.spread = [
@@ -86,12 +89,13 @@ class ContinualBackprop(Upkeep):
 
     def _learn(self, layer: dict[str, Tensor], one: Units, h: Tensor) -> None:
         layer["looks"] += 1
+        h = h.to(layer["mean"].dtype)
         layer["mean"].lerp_(h.mean(0), 1 - self.decay)
         mean = layer["mean"] / (1 - self.decay ** layer["looks"])
         leaves = one.reader.weight.abs().sum(0)
         enters = torch.stack([w.weight[at : at + one.number].abs().sum(1) for w, at in one.writers]).sum(0)
         use = (h - mean).abs().mean(0) * leaves / enters.clamp(min=torch.finfo(enters.dtype).tiny)
-        layer["utility"].lerp_(use, 1 - self.decay)
+        layer["utility"].lerp_(use.to(h.dtype), 1 - self.decay)
 
     def _replace(self, i: int, one: Units, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
         layer = self.layers[i]
@@ -106,7 +110,7 @@ class ContinualBackprop(Upkeep):
         mean = layer["mean"] / (1 - self.decay ** layer["looks"].clamp(min=1))
         reader = one.reader
         if reader.bias is not None:
-            reader.bias.add_(reader.weight[:, chosen] @ mean[chosen])
+            reader.bias.add_(reader.weight[:, chosen] @ mean[chosen].to(reader.weight.dtype))
         for (writer, at), spread in zip(one.writers, self.spread[i], strict=True):
             rows = chosen + at
             fresh = torch.randn(number, writer.in_features, generator=generator) * spread

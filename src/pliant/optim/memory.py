@@ -52,9 +52,11 @@ class Reservoir:
 
     def rows(self, rows: Tensor, like: Callable[[], Any]) -> Lesson:
         """These of the rows."""
-        part = {name: value[rows.to(value.device)] for name, value in self.parts.items()}
+        fresh = like()
+        device = next(leaves(fresh))[1].device  # of the model: what was loaded may be elsewhere
+        part = {name: value[rows.to(value.device)].to(device) for name, value in self.parts.items()}
         state = iter([value for name, value in part.items() if name.startswith("before.")])
-        before = map_state(lambda leaf: next(state), like())
+        before = map_state(lambda leaf: next(state), fresh)
         return Lesson(part["inputs"], part["reset"], part["mask"], before, part["targets"], part["use"])
 
     def clear(self) -> None:
@@ -70,7 +72,7 @@ class Reservoir:
             value = _longer(value[torch.tensor(rows, device=value.device)], steps if timed else None)
             if name not in self.parts:
                 self.parts[name] = value.new_zeros(self.size, *value.shape[1:])
-            self.parts[name] = _longer(self.parts[name], steps if timed else None)
+            self.parts[name] = _longer(self.parts[name].to(value.device), steps if timed else None)
             self.parts[name][torch.tensor(places, device=value.device)] = value
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,8 +258,8 @@ def answered(model: nn.Module, lesson: Lesson) -> Tensor:
 def _sampled(output: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
     if targets.is_floating_point():
         raise UsageError("EWC: the answers are numbers, which it cannot draw; set fisher='empirical'")
-    chances = F.softmax(output.float(), -1)
-    return torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(targets.shape)
+    chances = F.softmax(output.float(), -1).to(generator.device)
+    return torch.multinomial(chances.flatten(0, -2), 1, generator=generator).view(targets.shape).to(targets.device)
 
 
 def _state_like(model: nn.Module, memory: Reservoir) -> Any:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pliant.kernels._gated_scan import DECAY_POWER, MAX_SQRT_DERIVATIVE
 from pliant.kernels._triton._common import call, combine, flag, flags, new, row, sigmoid
-from pliant.kernels._triton.linear_scan import STAGES, Plan, cut, scan
+from pliant.kernels._triton.linear_scan import Plan, Tile, cut, scan
 
-STEPS = 32
-"""Of a tile; the way back holds more arrays than that of `linear_scan`."""
+FORWARD, BACKWARD = Tile(32, 128, 3, 4), Tile(32, 128, 3, 4)
+"""The way back holds more arrays than that of `linear_scan`."""
 STEEPEST = tl.constexpr(MAX_SQRT_DERIVATIVE)
 
 
@@ -178,7 +178,7 @@ def _starts(inputs: tuple[Tensor | None, ...], start: Tensor, grad: Tensor | Non
     batch, steps, width = x.shape
     decays, ends = (start.new_empty(batch, plan.pieces, width) for _ in range(2))
     call(_reduce, plan.programs, x, x, p, r, grad, speed, first, reset, mask, decays, ends, steps, width, plan.pieces,
-         plan.length, REVERSE=grad is not None, STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+         plan.length, REVERSE=grad is not None, **plan.constants)  # fmt: skip
     order = (lambda y: y) if grad is None else (lambda y: y.flip(1))
     after, _ = scan(order(decays), order(ends), start, None)
     return order(torch.cat([start[:, None], after[:, :-1]], 1))
@@ -207,10 +207,10 @@ def _op(
     first: Tensor, reset: Tensor | None, mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _, steps, width = x.shape
-    plan, inputs = cut(x, STEPS), _inputs(x, p, r, speed, first, reset, mask)
+    plan, inputs = cut(x, FORWARD), _inputs(x, p, r, speed, first, reset, mask)
     h, last = new(x), new(h0)
     call(_forward, plan.programs, x, *inputs, _starts(inputs, h0, None, plan), h, last, steps, width, plan.pieces,
-         plan.length, STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+         plan.length, **plan.constants)  # fmt: skip
     return h, last
 
 
@@ -220,14 +220,14 @@ def _op_backward(
     first: Tensor, reset: Tensor | None, mask: Tensor | None, h: Tensor, grad_h: Tensor, grad_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     batch, steps, width = x.shape
-    plan, inputs, grad_h = cut(x, STEPS), _inputs(x, p, r, speed, first, reset, mask), grad_h.contiguous()
+    plan, inputs, grad_h = cut(x, BACKWARD), _inputs(x, p, r, speed, first, reset, mask), grad_h.contiguous()
     dx, dp, dr, dh0 = new(x), new(p), new(r), new(h0)
     dspeed = speed.new_empty(batch * plan.pieces, width)
     starts = _starts(inputs, grad_last, grad_h, plan)
     origin = None if mask is None else source(reset, mask)
     found = (dx, dp, dr, dspeed, dh0)
     call(_backward, plan.programs, x, *inputs, origin, starts, h, h0.contiguous(), grad_h, *found, steps, width,
-         plan.pieces, plan.length, STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+         plan.pieces, plan.length, **plan.constants)  # fmt: skip
     # `dh0` is the gradient of the first state, so one decay is left.
     log_a = torch.sigmoid(r[:, 0].to(speed.dtype)) * speed
     decay = log_a.exp() if mask is None else torch.where(mask[:, :1], log_a, 0).exp()

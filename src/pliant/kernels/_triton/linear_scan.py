@@ -21,12 +21,17 @@ from torch import Tensor
 
 from pliant.kernels._triton._common import call, combine, combine_complex, flags, new, power, processors, row
 
-STEPS = 64
-"""Steps of a tile."""
-LINE = 128
-"""Bytes of a row of a tile."""
-STAGES = 3
-"""Tiles that are being loaded or worked on."""
+
+class Tile(NamedTuple):
+    """What a program works on at a time: steps, bytes of a row, tiles that are being loaded or worked on, and warps."""
+
+    steps: int
+    line: int
+    stages: int
+    warps: int
+
+
+FORWARD, BACKWARD = Tile(64, 128, 3, 4), Tile(64, 128, 3, 4)
 
 
 @triton.jit
@@ -188,26 +193,26 @@ def _backward(a, g, starts, reset, h, h0, da, du, first, T, D, pieces, length, a
 
 
 class Plan(NamedTuple):
-    """How a call is cut: pieces of time and their length, and the tile."""
+    """How a call is cut: pieces of time and their length, the number of programs, and constants of the kernel."""
 
     pieces: int
     length: int
-    steps: int
-    width: int
     programs: int
+    constants: dict[str, int]
 
 
-def cut(x: Tensor, most: int) -> Plan:
-    """How to cut a call with inputs like x `(B, T, D)` into tiles of at most so many steps."""
+def cut(x: Tensor, tile: Tile) -> Plan:
+    """How to cut a call with inputs like x `(B, T, D)` into tiles, or smaller ones."""
     batch, steps, channels = x.shape
-    tile, width = power(steps, most), power(channels, LINE // x.element_size())
+    size, width = power(steps, tile.steps), power(channels, tile.line // x.element_size())
     alone, machine = batch * -(-channels // width), processors(x.device)
-    tiles, pieces = -(-steps // tile), 1
+    tiles, pieces = -(-steps // size), 1
     if 2 * alone < machine:
         pieces = max(1, min(tiles // 4, -(-2 * machine // max(1, alone))))
-    length = tile * -(-tiles // pieces)
+    length = size * -(-tiles // pieces)
     pieces = -(-steps // length)
-    return Plan(pieces, length, tile, width, alone * pieces)
+    constants = {"STEPS": size, "WIDTH": width, "STAGES": tile.stages, "num_warps": tile.warps}
+    return Plan(pieces, length, alone * pieces, constants)
 
 
 def _reals(x: Tensor) -> Tensor:
@@ -223,10 +228,10 @@ def _start(a: Tensor, u: Tensor, start: Tensor, reset: Tensor | None, plan: Plan
         return start.contiguous()
     batch, steps, width = u.shape
     decays, ends = (start.new_empty(batch, plan.pieces, width) for _ in range(2))
-    x, y = _reals(a), _reals(u)
+    x, y, found = _reals(a), _reals(u), (_reals(decays), _reals(ends))
     sizes = (steps, width, plan.pieces, plan.length, *x.stride()[:2], *y.stride()[:2])
-    call(_reduce, plan.programs, u, x, y, flags(reset), _reals(decays), _reals(ends), *sizes,
-         PARTS=1 + u.is_complex(), REVERSE=reverse, STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+    call(_reduce, plan.programs, u, x, y, flags(reset), *found, *sizes,
+         PARTS=1 + u.is_complex(), REVERSE=reverse, **plan.constants)  # fmt: skip
     if reverse:
         decays, ends = decays.flip(1), ends.flip(1)
     after, _ = scan(decays, ends, start, None)
@@ -237,12 +242,12 @@ def _start(a: Tensor, u: Tensor, start: Tensor, reset: Tensor | None, plan: Plan
 def scan(a: Tensor, u: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """The recurrence without its gradient; T > 0."""
     _, steps, width = u.shape
-    plan = cut(u, STEPS)
+    plan = cut(u, FORWARD)
     h, last = new(u), new(h0)
     x, y, starts = _reals(a), _reals(u), _reals(_start(a, u, h0, reset, plan, False))
     sizes = (steps, width, plan.pieces, plan.length, *x.stride()[:2], *y.stride()[:2])
     call(_forward, plan.programs, u, x, y, starts, flags(reset), _reals(h), _reals(last), *sizes,
-         PARTS=1 + u.is_complex(), STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+         PARTS=1 + u.is_complex(), **plan.constants)  # fmt: skip
     return h, last
 
 
@@ -256,14 +261,14 @@ def _op_backward(
     a: Tensor, h: Tensor, h0: Tensor, reset: Tensor | None, grad_h: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, steps, width = h.shape
-    plan = cut(h, STEPS)
+    plan = cut(h, BACKWARD)
     da, du, first = new(h, a.dtype), new(h), new(h0)
     x, g, starts = _reals(a), _reals(grad_h), _reals(_start(a, grad_h, grad_last, reset, plan, True))
     sizes = (steps, width, plan.pieces, plan.length, *x.stride()[:2], *g.stride()[:2])
     kept = (_reals(h), _reals(h0.contiguous()))
     found = (_reals(da), _reals(du), _reals(first))
     call(_backward, plan.programs, h, x, g, starts, flags(reset), *kept, *found, *sizes,
-         PARTS=1 + h.is_complex(), STEPS=plan.steps, WIDTH=plan.width, STAGES=STAGES)  # fmt: skip
+         PARTS=1 + h.is_complex(), **plan.constants)  # fmt: skip
     dh0 = a[:, 0].conj() * first
     return da, du, dh0 if reset is None else torch.where(reset[:, 0, None], 0, dh0)
 
