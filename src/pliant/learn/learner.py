@@ -313,7 +313,7 @@ class Learner(Predictor):
     def _at_once(self, reached: list[Asked], together: Together | None = None) -> float | None:
         """As `_descend`, by a model that has a way without autograd; None if it may not be taken."""
         descend = getattr(self.model, "descend", None)
-        if descend is None or self._sink is None:
+        if descend is None or self._sink is None or self.device.type != "cpu":
             return None
         together = self.rule.together(reached) if together is None else together
         if together is None:

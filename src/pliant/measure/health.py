@@ -245,7 +245,7 @@ def _gates(model: nn.Module, names: Mapping[int, str], found: dict[str, dict[str
             if callable(constants := getattr(part, "time_constants", None)):
                 with torch.no_grad():
                     marks = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
-                    found.setdefault(name, {})["time constants"] = constants().double().quantile(marks).tolist()
+                    found.setdefault(name, {})["time constants"] = constants().double().cpu().quantile(marks).tolist()
             if callable(gates := getattr(part, "gates", None)):
 
                 def look(module: nn.Module, args: tuple[Any, ...], name: str = name, gates: Any = gates) -> None:

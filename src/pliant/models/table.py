@@ -247,9 +247,10 @@ class TableModel(nn.Module, PyTorchModelHubMixin):
         center, error, spread = (about[:, :, i, :, None] for i in range(3))
         shares = about[:, :, 3:].transpose(2, 3)
         logits, means, widths = output.double().unflatten(-1, (spread.shape[2], -1)).chunk(3, -1)
-        theirs = torch.log(spread) + self._log_widths
+        log_widths, log_own = (part.to(about.device) for part in (self._log_widths, self._log_own))
+        theirs = torch.log(spread) + log_widths
         # No narrower than the narrowest of the reference.
-        ours = torch.maximum(torch.log(error) + widths + self._log_own, theirs[..., :1])
+        ours = torch.maximum(torch.log(error) + widths + log_own, theirs[..., :1])
         weights = torch.cat([shares, logits - math.log(len(OWN))], -1).log_softmax(-1)
         return torch.cat([weights, center.expand_as(theirs), center + error * means, theirs, ours], -1)
 

@@ -155,7 +155,7 @@ class ShrinkPerturb(Scoped):
 
     def begin(self, model: nn.Module) -> None:
         sizes = torch.tensor([max(1, p.numel()) for p in self.params])
-        self.spread = (norms([p.detach() for p in self.params]) / sizes.sqrt()).tolist()
+        self.spread = (norms([p.detach() for p in self.params]).cpu() / sizes.sqrt()).tolist()
 
     def apply(self, model: nn.Module, optimizer: torch.optim.Optimizer, probe: Probe) -> dict[str, Any]:
         if probe.update % self.every:
