@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pliant.core import generator
 from pliant.kernels import adaptive_softmax, perplexity_softmax, sharp_attention, ssmax
 from pliant.recipes.reproduce import Trial
-from pliant.recipes.sharp import PAPER, SIZES, judge, mean, weightings
+from pliant.recipes.sharp import PAPER, SIZES, STEPS, judge, mean, weightings
 from pliant.report.labels import label_ends
 from pliant.report.paint import Line, svg
 from pliant.report.style import BLUE, DASHED, DOTTED, ORANGE, PALETTE
@@ -125,9 +125,11 @@ def take(*folders: Path) -> None:
     trials = [dict(zip(("name", "settings", "seed"), json.loads(row["key"]), strict=True)) | {"result": row["result"]}
               for row in rows]  # fmt: skip
     FILE.write_text(json.dumps({"trials": trials}, indent=1) + "\n")
+    steps = {trial.settings["steps"] for trial, _ in results()}
+    scale = next(name for name, (_, updates) in STEPS.items() if steps == {updates})
     for claim in judge(results()):
         append(
-            claim.claim, "pliant reproduce sharp --scale ten",
+            claim.claim, f"pliant reproduce sharp --scale {scale}; python benchmarks/sharp.py take FOLDER",
             {"ours": claim.ours, "spread": claim.spread, "paper": claim.paper, "seeds": claim.seeds},
             holds=claim.verdict == "reproduced", note=claim.verdict,
         )  # fmt: skip

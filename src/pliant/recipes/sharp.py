@@ -14,8 +14,9 @@ inference, on the head as it is:
 - Too many share the weight: `perplexity_softmax`.
 - Logits depend on the class by as little as a thousandth of their range, which is more than what the largest is ahead
   by, so that hardmax fails as well: `refit`. The key of a head is replaced by the one whose logits are closest to
-  their mean over what an item may return, by least squares on single items. What is returned then has no part in what
-  is looked up. This is told to the head: that values do not matter to the order.
+  their mean over what an item may return, by least squares on single items, with priorities as the largest of 16 has
+  them: it is those that have to be told apart. What is returned then has no part in what is looked up. This is told to
+  the head: that values do not matter to the order.
 
 Training sees sizes of 5 to 16 alone; what `perplexity_softmax` needs to be told is chosen at size 64, and the refit
 sees one item at a time, and no answers.
@@ -47,7 +48,7 @@ SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 CHOSEN_AT = 64
 """The size at which what is told to a sharpening is chosen."""
 PROBES, RIDGE = 2048, 1e-12
-"""Priorities that a refit sees, each with every class; what is added to the mean square of units."""
+"""Priorities that a refit sees, each with every class; what is added to the diagonal, over the mean square of units."""
 PAPER = {
     "softmax": (98.6, 97.1, 94.3, 89.7, 81.3, 70.1, 53.8, 35.7, 22.6, 15.7, 12.4),
     "adaptive": (98.6, 97.1, 94.5, 89.9, 82.1, 72.5, 57.7, 39.4, 24.9, 17.5, 14.0),
@@ -146,9 +147,9 @@ def refit(model: MaxRetrieval, random: torch.Generator) -> Tensor:
     """R `(129, 129)`, float64: key R is the key whose logits are nearest to their means over classes.
 
     With units g of an item, 1 among them, and their means m over the classes at its priority, R minimizes
-    E (g·(k R) - m·k)² for every key k: (E g gᵀ) Rᵀ = E g mᵀ.
+    E (g·(k R) - m·k)² for every key k: (E g gᵀ) Rᵀ = E g mᵀ. Priorities are those of the largest of `LARGEST` items.
     """
-    priorities = torch.rand(PROBES, 1, generator=random).expand(-1, CLASSES)
+    priorities = (torch.rand(PROBES, 1, generator=random) ** (1 / LARGEST)).expand(-1, CLASSES)
     units = model.units(priorities, torch.arange(CLASSES).expand(PROBES, -1)).double()
     units = torch.cat([units, torch.ones_like(units[..., :1])], -1)
     means = units.mean(1, keepdim=True).expand_as(units)
