@@ -24,7 +24,7 @@ from pliant.measure.flow import Flow, Mode, Order, Side, Window, order_of, secon
 from pliant.measure.law import Law
 
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
-PER_PREFIX = 15
+PER_PREFIX = 30
 """Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
 UNSURE = 0.5
 """How far two corrections, of first order and the jackknife, may differ, in standard deviations of the estimate."""
@@ -266,6 +266,7 @@ def estimate(
     degrees of freedom as the correction of first order counts. The interval holds the values that the estimate is not
     too far from, given the variance that each of them implies (a score interval, Wilson 1927): the first part is
     taken to grow in proportion to the value, as it does near 0, where intervals from the variance found are too wide.
+    By how far two corrections differ it is wider on either side, to the extent of the doubt whether lives suffice.
 
     Args:
         lives: of one pair; all from the same start.
@@ -353,6 +354,7 @@ def _one(
     deviation = max((high - low) / (2 * z), math.sqrt(second))
     apart = abs(leaving_out - first_order)
     doubt = min(10.0, apart / deviation / UNSURE if deviation else 10.0) if apart > 1e-12 else 0.0
+    low, high = low - apart * min(1.0, doubt), high + apart * min(1.0, doubt)
     needed = max(least, math.ceil(lived * doubt**2) if doubt > 1 else 0)
     bits, below, above, plain = (value / math.log(2) for value in (best, max(0.0, low), max(0.0, high), plain))
     return Estimate(bits, below, above, plain, null=math.nan, p=math.nan, needed=needed)
