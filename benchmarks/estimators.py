@@ -191,8 +191,8 @@ the truth in their 95 % interval.
 
 Where there were enough, intervals held the truth in {pooled:.1%} of all trials, and in {low:.1%} to {high:.1%} of those
 of one row; {inside} of {places} rows lie within 92 to 98 %, where chance alone moves a row by 1.1 points. Rows in which
-nothing can flow, so that the estimate is always 0, do not count. What is added to an interval, and how many lives are
-enough, was chosen on the systems that have names, and looked at on those that are drawn, with other lives.
+nothing can flow, so that the estimate is always 0, do not count. What is added to an interval was chosen on the
+systems that have names, and how many lives are enough on all of these, with other lives.
 
 ![Bias and coverage](estimators.svg)
 
