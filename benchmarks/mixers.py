@@ -1,0 +1,162 @@
+"""Mixers in the main job, online: what they take in bits, and in processor time. Also: does sharper attention help?
+
+python benchmarks/mixers.py --data FOLDER        # whatever is missing in docs/results/mixers.jsonl
+python benchmarks/mixers.py --draw               # docs/online.md
+python benchmarks/mixers.py --ledger
+
+FOLDER holds `streams`, the layout that `pliant.streams.named` reads. Streams are those of `pliant learn digits` and
+`pliant learn series`, with all else as it is by default. Each mixer has the rate of the recipe and a third of it, tried
+on each stream with a seed of its own; the one with fewer bits is run with other seeds. Set OMP_NUM_THREADS=1.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from _ledger import DOCS, append
+from _trials import Record, Trials
+from streams import driven, options_of
+
+from pliant.models import SequenceClassifier
+from pliant.models.table import TableModel
+from pliant.recipes import digits, series
+
+FILE, PAGE = DOCS / "results" / "mixers.jsonl", DOCS / "online.md"
+TUNING, SEEDS, SHARES = 100, (0, 1, 2), (1.0, 1 / 3)
+RATE = 3e-3
+"""Of both recipes."""
+DEFAULT, SOFTMAX = "GatedLRU", "WindowAttention"
+MIXERS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    DEFAULT: ("GatedLRU", None),
+    "MS-SSM": ("MultiScaleSSM", {}),
+    "MS-SSM, selective": ("MultiScaleSSM", {"selective": True}),
+    "S6": ("S6", {}),
+    "MultiresConv": ("MultiresConv", {}),
+    SOFTMAX: ("WindowAttention", {"window": 64}),
+    "WindowAttention, adaptive": ("WindowAttention", {"window": 64, "sharpen": "adaptive"}),
+    "WindowAttention, perplexity": ("WindowAttention", {"window": 64, "sharpen": "perplexity"}),
+}
+SHARP = [name for name in MIXERS if name.startswith(SOFTMAX) and name != SOFTMAX]
+ROWS = {"electricity": 12_000, "weather": 12_000, "outdoor": None, "regimes": 20_000}
+STREAMS = ("digits, permute", "digits, random", *ROWS)
+
+
+def run(data: Path, mixer: str, stream: str, rate: float, seed: int) -> Record:
+    name, options = MIXERS[mixer]
+    more: dict[str, Any] = {"mixer": name, "mixer_options": options}
+    common: dict[str, Any] = {"opponents": (), "seed": seed, "lr": rate}
+    recipe: Any = digits if stream.startswith("digits") else series
+    if recipe is digits:
+        recipe.SequenceClassifier = SimpleNamespace(sized=partial(SequenceClassifier.sized, **more))
+        config: Any = digits.DigitsConfig(change=stream.split(", ")[1], **common)  # type: ignore[arg-type]
+    else:
+        recipe.TableModel = partial(TableModel, **more)
+        named = {"stream": "regimes"} if stream == "regimes" else options_of(stream, data)
+        config = series.SeriesConfig(**named, rows=ROWS[stream], **common)
+    summary, _ = driven(recipe, config)
+    bits, seconds = summary["members"]["pliant"]["bits"], summary["cpu_seconds"]["pliant"]
+    return {"mean": -bits, "bits": bits, "parameters": summary["parameters"], "cpu seconds": round(seconds, 1)}
+
+
+def trials_in(data: Path) -> Trials:
+    return Trials(FILE, partial(run, data), TUNING, ("mean", "bits", "cpu seconds"))
+
+
+def work(mixers: Sequence[str], streams: Sequence[str], seeds: Sequence[int], data: Sequence[Path]) -> None:
+    trials = trials_in(data[0])
+    for stream in streams:
+        for mixer in mixers:
+            tried = [{"mixer": mixer, "stream": stream, "rate": RATE * share, "seed": TUNING} for share in SHARES]
+            rate = trials.best(tried)["rate"]
+            for seed in seeds:
+                trials.once(mixer=mixer, stream=stream, rate=rate, seed=seed)
+
+
+HEAD = """# Mixers online
+
+Written by `python benchmarks/mixers.py --draw` from the records in `docs/results/mixers.jsonl`; the head of the script
+says what is run. Bits per answer of the streams of the main job with other mixers in place of the default, mean and
+standard deviation over {seeds} seeds; less is better. *time*: processor seconds over those of the default, the median
+over streams; the default has a pass of its own over all of its blocks.
+
+| mixer | {streams} | rank | time | parameters |
+{line}
+"""
+
+
+def by_mixer(records: Sequence[Record], seeds: Sequence[int]) -> dict[str, dict[str, list[Record]]]:
+    """Runs of each mixer by stream; of those that have been run to the end."""
+    found: dict[str, dict[str, list[Record]]] = {name: {stream: [] for stream in STREAMS} for name in MIXERS}
+    for record in records:
+        key = record["key"]
+        if key["seed"] in seeds:
+            found[key["mixer"]][key["stream"]].append(record)
+    return {name: of for name, of in found.items() if all(len(runs) >= len(seeds) for runs in of.values())}
+
+
+def mean(runs: Sequence[Record], name: str = "bits") -> float:
+    return statistics.fmean(run[name] for run in runs)
+
+
+def ranks(found: dict[str, dict[str, list[Record]]]) -> dict[str, float]:
+    """The mean over streams, 1 is the fewest bits."""
+    places: dict[str, list[int]] = {name: [] for name in found}
+    for stream in STREAMS:
+        order = sorted(found, key=lambda name: mean(found[name][stream]))
+        for place, name in enumerate(order, 1):
+            places[name].append(place)
+    return {name: statistics.fmean(own) for name, own in places.items()}
+
+
+def slower(found: dict[str, dict[str, list[Record]]], name: str) -> float:
+    ratios = [mean(found[name][s], "cpu seconds") / mean(found[DEFAULT][s], "cpu seconds") for s in STREAMS]
+    return statistics.median(ratios)
+
+
+def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    found = by_mixer(records, seeds)
+    rank = ranks(found)
+    parts = [
+        HEAD.format(seeds=len(seeds), streams=" | ".join(STREAMS), line="| --- " * (len(STREAMS) + 4) + "|").strip()
+    ]
+    for name in sorted(found, key=rank.__getitem__):
+        of = found[name]
+        cells = [f"{mean(of[s]):.3f} ± {statistics.stdev(run['bits'] for run in of[s]):.3f}" for s in STREAMS]
+        size = f"{of['electricity'][0]['parameters']:,}"
+        parts.append(f"| {name} | {' | '.join(cells)} | {rank[name]:.2f} | {slower(found, name):.1f} | {size} |")
+    missing = [name for name in MIXERS if name not in found]
+    parts += [f"\n**Not run yet: {', '.join(missing)}.**"] if missing else []
+    PAGE.write_text("\n".join(parts) + "\n")
+
+
+def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
+    found, command = by_mixer(records, seeds), "python benchmarks/mixers.py --data FOLDER; --ledger"
+    bits = {f"{name}, {stream}": round(mean(of[stream]), 4) for name, of in found.items() for stream in STREAMS}
+    rank = ranks(found)
+    append(
+        "learn: no other mixer has a better mean rank in bits over six streams than the default, a gated LRU", command,
+        {**{f"{name}: rank": value for name, value in rank.items()}, **bits,
+         **{f"{name}: time over the default": slower(found, name) for name in found}, "seeds": len(seeds)},
+        holds=rank[DEFAULT] <= min(rank.values()),
+    )  # fmt: skip
+    if not {SOFTMAX, *SHARP} <= set(found):
+        return
+    gains = {f"{name}, {stream}": mean(found[SOFTMAX][stream]) - mean(found[name][stream])
+             for name in SHARP for stream in STREAMS}  # fmt: skip
+    noise = {
+        stream: math.sqrt(2) * statistics.stdev(run["bits"] for run in found[SOFTMAX][stream]) for stream in STREAMS
+    }
+    better = {name: sum(gains[f"{name}, {stream}"] > noise[stream] for stream in STREAMS) for name in SHARP}
+    append(
+        "learn: window attention takes fewer bits with sharper weights than with softmax, beyond the spread of seeds, "
+        "on most of six streams", command, {**gains, **{f"{name}: streams": n for name, n in better.items()}},
+        holds=max(better.values()) > len(STREAMS) / 2, note="bits of softmax less bits with sharper weights",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    trials_in(Path()).command(work, draw, ledger, mixers=tuple(MIXERS), streams=STREAMS, seeds=SEEDS, data=[Path()])
