@@ -57,9 +57,9 @@ class DigitsConfig:
     """Steps that gradients reach back (1 to 4096)."""
     lr: float = 3e-3
     """Learning rate of AdamW."""
-    keep: tuple[Keeper, ...] = ("normalize-project", "isometry")
-    """Ways in which the learner is kept able to learn or to retain, as in --keep normalize-project,isometry; none if
-    left empty."""
+    keep: tuple[Keeper, ...] = ("normalize-project", "isometry", "toward-init")
+    """Ways in which the learner is kept able to learn or to retain, as in --keep isometry,toward-init; none if left
+    empty."""
     retrain: int = 2000
     """Answers between two trainings from scratch of the opponent that is retrained, and their sliding window."""
     opponents: tuple[Opponent, ...] = ("plain", "majority", "no-change", "frozen", "retrained")
