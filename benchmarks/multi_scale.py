@@ -235,7 +235,7 @@ def digits(folder: Path) -> dict[str, Any]:
     for line in (folder / "trials.jsonl").read_text().splitlines():
         row = json.loads(line)
         rows[row["key"]] = row["result"]
-    trials = [trial for trial in ms_ssm.trials("ten") if trial.key in rows]
+    trials = [trial for trial in ms_ssm.trials(None, "ten") if trial.key in rows]
     seeds = [seed for seed in range(5) if sum(trial.seed == seed for trial in trials) == len(ms_ssm.ARMS)]
     kept = [(trial, rows[trial.key]) for trial in trials if trial.seed in seeds]
     lines = [{"name": trial.name, "seed": trial.seed, **result} for trial, result in kept]

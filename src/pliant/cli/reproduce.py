@@ -9,7 +9,7 @@ from pliant.cli.arguments import Misuse, choose, parse
 
 NAMES = {
     "grokking": ("pliant.recipes.grokking", "GROKKING", "grokking on demand: projection and re-warming"),
-    "ms-ssm": ("pliant.recipes.ms_ssm", "MS_SSM", "memory at many time scales: what its parts are worth; digits"),
+    "ms-ssm": ("pliant.recipes.ms_ssm", "ms_ssm", "memory at many time scales: what its parts are worth"),
     "perplexity": ("pliant.recipes.perplexity", "PERPLEXITY", "perplexity against accuracy: copying and parity"),
     "plasticity": ("pliant.recipes.plasticity", "PLASTICITY", "plasticity and empowerment of small learners, in bits"),
     "sharp": ("pliant.recipes.sharp", "SHARPNESS", "softmax disperses: the largest of up to 16,384 items"),
