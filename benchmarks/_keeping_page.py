@@ -14,6 +14,8 @@ Line = dict[str, Any]
 Place = tuple[str, str]
 WORLD_NAMES = {"permute": "pixels reordered, 400 tasks", "random": "classes drawn anew, 200 tasks"}
 PLAIN, REFERENCE = "adam", ("anew", "norm-anew")
+DEFAULT = "joint-isometry-toward-init"
+"""How `pliant learn digits` keeps."""
 HEAD = """# Who stays able to learn
 
 Written by `python benchmarks/keeping.py --draw` from the records in `docs/results/keeping.jsonl`. Two worlds of tasks
@@ -22,14 +24,15 @@ of the images with classes drawn anew, ten passes each. Every image is answered 
 how fast a task is learned, and whether late tasks are learned as fast as early ones. No arm is told when a task begins;
 those that act at a change find it in their own loss (CUSUM). Each arm had six settings, tried with a seed of its own
 on a quarter of the tasks, and the best in online accuracy is run with {seeds} other seeds over all; mean and standard
-deviation over these.{unfinished}
+deviation over these.{told}
 
 *anew* begins again from its first parameters at each change that it finds: where
 tasks have nothing in common, an arm above it has come to parameters that learn faster than first ones do.
 
 - *norm*: LayerNorm before each nonlinearity. Our recurrent net has norms there already.
 - *isometry*: FIRE. *project*: normalize-and-project, with the norms; *joint*: the same, and gain and bias of each norm
-  keep their joint length, as in `pliant learn digits`. *rewarm*: the rate falls, and rises again at a change.
+  keep their joint length, as in `pliant learn digits`, whose default is joint-isometry-toward-init. *rewarm*: the rate
+  falls, and rises again at a change.
 - *first*, *last tenth*: of the tasks, online accuracy. *speed*: of the first three quarters of each task, last tenth
   over first.
 
@@ -39,9 +42,9 @@ tasks have nothing in common, an arm above it has come to parameters that learn 
 def draw(lines: Sequence[Line], seeds: Sequence[int]) -> None:
     """Both files."""
     found = by_place(lines, seeds)
-    complete = len(found) == 4 and all(len(runs) == len(seeds) for arms in found.values() for runs in arms.values())
-    unfinished = "\n**The trial is not complete:** see the column of seeds; what has no section has not been run."
-    head = HEAD.format(seeds=len(seeds), unfinished="" if complete else unfinished)
+    short = {arm for arms in found.values() for arm, runs in arms.items() if len(runs) < len(seeds)}
+    told = f"\nWith fewer seeds: {', '.join(sorted(short))}." if short else ""
+    head = HEAD.format(seeds=len(seeds), told=told)
     text = [head, "![Online accuracy over tasks](keeping.svg)\n"]
     for (world, net), arms in found.items():
         text += [f"\n## {net}, {WORLD_NAMES[world]}\n", *_table(arms)]

@@ -34,15 +34,15 @@ DRAWN = ((2, 3, 3, "OA"), (3, 2, 3, "AO"), (2, 2, 4, "OA"), (2, 2, 3, "AO"), (3,
 Line = dict[str, Any]
 
 
-def drawn(sizes: tuple[int, int], n: int, order: Any, seed: int) -> Law:
-    """An agent and an environment whose probabilities are drawn."""
+def drawn(sizes: tuple[int, int], n: int, order: Any, seed: int, even: float = 1.0) -> Law:
+    """An agent and an environment whose probabilities are drawn; the less `even`, the surer they are."""
     rng = np.random.default_rng(seed)
     tables: dict[str, list[np.ndarray]] = {"A": [], "O": []}
     shape: list[int] = []
     for _ in range(n):
         for name in order:
             size = sizes["AO".index(name)]
-            tables[name].append(rng.dirichlet(np.ones(size), tuple(shape)).reshape(*shape, size))
+            tables[name].append(rng.dirichlet(np.full(size, even), tuple(shape)).reshape(*shape, size))
             shape.append(size)
     return joint_law(tables["A"], tables["O"], n, order)
 
@@ -58,6 +58,11 @@ def systems() -> dict[str, Law]:
         "faint echo, n=3": joint_law(lambda a, o: flip(o[-1] if o else 0, 0.45), fair, 3),
         "2 actions, 3 observations, n=3": drawn((2, 3), 3, "AO", 1),
         "4 actions, 3 observations, n=2": drawn((4, 3), 2, "OA", 2),
+        "coins of 0.02 and 0.1, n=2": joint_law(lambda a, o: flip(0, 0.02), lambda a, o: flip(0, 0.1), 2),
+        "coins of 0.005, n=2": joint_law(lambda a, o: flip(0, 0.005), lambda a, o: flip(0, 0.005), 2),
+        "rare action, n=2": joint_law(lambda a, o: flip(0, 0.005), lambda a, o: flip(a[-1], 0.1), 2),
+        "uneven, n=3": drawn((2, 2), 3, "AO", 20, 0.2),
+        "uneven, 3 and 2, n=2": drawn((3, 2), 2, "OA", 21, 0.2),
         **{
             f"drawn, |A|={a}, |O|={o}, n={n}": drawn((a, o), n, order, 10 + i)
             for i, (a, o, n, order) in enumerate(DRAWN)

@@ -118,8 +118,8 @@ def proxies_of(lives: Sequence[Record]) -> list[str]:
 
 
 def pairs(life: Record, name: str) -> np.ndarray:
-    """Bits and a proxy at each moment that has both, `(n, 2)`."""
-    rows = [(m["bits"], m.get(name, math.nan)) for m in life["moments"]]
+    """Bits and a proxy at each moment after the first that has both, `(n, 2)`; at the first only the rate is known."""
+    rows = [(m["bits"], m.get(name, math.nan)) for m in life["moments"] if m["task"]]
     return np.array([row for row in rows if all(map(math.isfinite, row))]).reshape(-1, 2)
 
 

@@ -99,6 +99,12 @@ def test_an_agent_in_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["gym:FrozenLake-v1", "--agent", "q:speed=1"], "q has no setting 'speed'; it has epsilon"),
         (["gym:FrozenLake-v1", "--agent", "q:epsilon"], "'epsilon' is no setting"),
         (["gym:FrozenLake-v1", "--agent", "nothing.here:make"], "cannot be imported"),
+        (["gym:FrozenLake-v1", "--agent", "q:rate=nan"], "rate is nan, expected 0 to 1"),
+        (["gym:FrozenLake-v1", "--agent", "q:epsilon=7"], "epsilon is 7, expected 0 to 1"),
+        (["gym:FrozenLake-v1", "--agent", ":make"], "expected random, q or module:function"),
+        (["gym:FrozenLake-v1", "--agent", "..x:make"], "expected random, q or module:function"),
+        (["gym:FrozenLake-v1", "--agent", "math:pi"], "is 3.14159"),
+        (["gym:FrozenLake-v1", "--seed", "-1"], "--seed is -1"),
         (["gym:FrozenLake-v1", "--lives", "0"], "0 lives"),
         (["gym:FrozenLake-v1", "--lives", "5", "--act-window", "2", "9"], "is not within the stream"),
         (["gym:FrozenLake-v1", "--lives", "1", "--indices", "4"], "one life of 4 indices says nothing"),
@@ -106,6 +112,25 @@ def test_an_agent_in_an_environment(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_misuse(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--indices", "-1"], "--indices is -1"),
+        (["--bootstrap", "1"], "bootstrap 1"),
+        (["--permutations", "-2"], "permutations -2"),
+        (["--seed", "-3"], "--seed is -3"),
+    ],
+)
+def test_numbers_out_of_range(arguments: list[str], said: str, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in refused(capsys, str(log), *arguments)
+
+
+def test_a_long_life_may_have_deep_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ones = [0, 1] * 1000
+    Turns("AO", (2, 2), {0: Life(ones, ones)}).write(tmp_path / "log.jsonl")
+    assert told(capsys, str(tmp_path / "log.jsonl"), "--depth", "1200")["rates"]
 
 
 def test_a_log_that_breaks_off(log: Path, capsys: pytest.CaptureFixture[str]) -> None:

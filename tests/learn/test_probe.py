@@ -85,6 +85,7 @@ def test_bits_that_lives_share_with_a_symbol() -> None:
     bits, error = shared_bits(torch.stack([u, 1 - u], -1))
     assert bits == pytest.approx(1 - 0.5 / math.log(2), abs=0.005) and error < 0.01
     sure = torch.eye(4, dtype=torch.float64)[torch.randint(4, (40, 500), generator=generator(0, "sure"))]
+    assert math.isnan(shared_bits(torch.full((4, 5, 2), math.nan))[0])  # no plausible number of what has diverged
     assert shared_bits(sure)[0] == pytest.approx(2, abs=0.005)
     alike = torch.rand(1, 50, 3, generator=generator(0, "alike"), dtype=torch.float64)
     assert shared_bits((alike / alike.sum(-1, keepdim=True)).expand(8, 50, 3)) == pytest.approx((0, 0), abs=1e-12)

@@ -63,7 +63,10 @@ def test_turns_that_are_missing_or_out_of_order(turns: list[Any], said: str) -> 
         (["[1, 2]"], "line 1 is no object in JSON"),
         (["what"], "line 1 is no object in JSON"),
         (['{"life": 0, "index": 1, "action": 0}'], "the first line must say which turn comes first"),
+        (["[" * 100_000], "line 1 is no object in JSON"),
+        (['{"order": ' + "9" * 5000 + "}"], "line 1 is no object in JSON"),
         (['{"order": "AO", "actions": 1, "observations": 2}'], "1 actions and 2 observations, expected how many"),
+        (['{"order": "AO", "actions": 2, "observations": 10000000000}'], "two to 1,048,576"),
     ],
 )
 def test_what_is_no_log(text: list[str], said: str) -> None:

@@ -130,6 +130,8 @@ def _plasticity(arguments: list[str]) -> int:
     from pliant.core.plain import dumps
     from pliant.recipes.flow import of_lives, of_one_life
 
+    if options.seed < 0:
+        raise Misuse(f"--seed is {options.seed}, expected 0 or more")
     turns = _turns(options)
     if len(turns.lives) == 1:
         measured = of_one_life(turns, depth=options.depth)

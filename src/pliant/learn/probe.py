@@ -126,7 +126,7 @@ def shared_bits(said: Tensor) -> tuple[float, float]:
     without = (rest - (spent - entropy) / (lives - 1)).mean(-1)  # of all lives but one
     bits = lives * whole - (lives - 1) * without.mean()
     error = ((lives - 1) * (without - without.mean()).square().mean()).sqrt()
-    return max(0.0, float(bits)), float(error)
+    return float(bits) if math.isnan(bits) else max(0.0, float(bits)), float(error)
 
 
 def _fork(learner: Learner) -> Learner:

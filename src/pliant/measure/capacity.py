@@ -255,6 +255,9 @@ def reach(
         UsageError: rows are not probabilities, states that there are not, or too many sequences.
     """
     chosen = np.arange(len(moves)) if states is None else np.asarray(states)
+    if n < 0 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < len(moves)):
+        raise UsageError(f"reach: {n} steps from states {chosen.tolist()}, expected 0 or more, and states from 0 to "
+                         f"{len(moves) - 1}")  # fmt: skip
     if moves.ndim == 2:
         if moves.min() < 0 or moves.max() >= len(moves):
             raise UsageError(f"reach: moves lead to state {moves.max()}, and there are {len(moves)}")

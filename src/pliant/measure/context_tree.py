@@ -144,7 +144,7 @@ class _Tree:
 
     def __init__(self, size: int, depth: int):
         self.size, self.depth, self.used = size, depth, 1
-        self.most = 1 + sum(float(size) ** d for d in range(1, depth + 1))
+        self.most = 1 + sum(size**d for d in range(1, depth + 1))
         self.counts = np.zeros((1, size), np.int64)
         self.children = np.zeros((1, size), np.int64)  # 0: there is none yet
         self.log_beta = np.zeros(1)

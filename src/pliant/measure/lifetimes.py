@@ -26,6 +26,8 @@ from pliant.measure.law import Law
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
 PER_PREFIX = 30
 """Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
+PER_SYMBOL = 5
+"""How often each symbol has to have been seen."""
 UNSURE = 0.5
 """How far two corrections, of first order and the jackknife, may differ, in standard deviations of the estimate."""
 DENSE = 1 << 22
@@ -281,16 +283,21 @@ def estimate(
         seed: of draws and deals.
 
     Raises:
-        UsageError: a window is not within the lives; a mode or correction that is not known.
+        UsageError: a window is not within the lives; a mode or correction that is not known; a number out of range.
     """
     entropy = _correction(correction)
+    if not 0 < confidence < 1 or bootstrap < 0 or bootstrap == 1 or permutations < 0 or seed < 0:
+        raise UsageError(
+            f"confidence is {confidence}, bootstrap {bootstrap}, permutations {permutations} and seed {seed}; expected "
+            "a share between 0 and 1, 0 or at least 2 draws, and 0 or more of the others"
+        )
     frame = Flow(np.zeros((lives.n, lives.n)), lives.order, lives.alphabets)
     act, obs = frame.window(act_window), frame.window(obs_window)
     random = np.random.default_rng(seed)
     both = [_Signs.of(lives.n, act, obs, sides_of(lives.order, source, mode)) for source in "AO"]
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     seen = lives._counts.of(act[1], obs[1])
-    least = math.ceil(PER_PREFIX * (len(seen) + _unseen(seen)))
+    least = math.ceil(max(PER_PREFIX * (len(seen) + _unseen(seen)), len(lives) * PER_SYMBOL / max(0.5, _rarest(lives))))
     found = [_one(lives, signs, entropy, z, bootstrap, random, least) for signs in both]
     nulls = _nulls(lives, both, permutations, random)
     told = [one._replace(null=_mean(null), p=_share(null, one.plain)) for one, null in zip(found, nulls, strict=True)]
@@ -342,7 +349,7 @@ def _one(
         sum((sign * correct(seen, lived) for sign, seen in cells), 0.0)
         for correct in (entropy, _jackknife, _miller_madow)
     )  # fmt: skip
-    freedom = max(0.0, 2 * lived * (plain - first_order))
+    freedom = max(1.0, 2 * lived * (plain - first_order)) if cells else 0.0  # less only where rare cells are missing
     variance = float((weights * (ratio - plain) ** 2).sum())
     if bootstrap:
         variance = max(0.0, lived * _resampled(counts, signs, lived, bootstrap, random) - freedom / (2 * lived))
@@ -358,6 +365,12 @@ def _one(
     needed = max(least, math.ceil(lived * doubt**2) if doubt > 1 else 0)
     bits, below, above, plain = (value / math.log(2) for value in (best, max(0.0, low), max(0.0, high), plain))
     return Estimate(bits, below, above, plain, null=math.nan, p=math.nan, needed=needed)
+
+
+def _rarest(lives: Lifetimes) -> int:
+    """How often the symbol that is seen least was seen, of both alphabets."""
+    pairs = zip((lives.actions, lives.observations), lives.alphabets, strict=True)
+    return min(int(np.bincount(rows.ravel(), minlength=size).min()) for rows, size in pairs)
 
 
 def _unseen(counts: np.ndarray) -> float:

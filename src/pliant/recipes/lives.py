@@ -1,6 +1,7 @@
 """Lives of agents in Gymnasium environments: many short ones, each from the same start; agents by name."""
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Hashable
@@ -95,6 +96,8 @@ def agent_named(name: str) -> MakeAgent:
             settings[key] = float(value)
         except ValueError:
             raise UsageError(f"--agent {name}: {part!r} is no setting, expected NAME=NUMBER") from None
+        if not (0 <= settings[key] <= 1 if key != "first" else math.isfinite(settings[key])):
+            raise UsageError(f"--agent {name}: {key} is {value}, expected {'a number' if key == 'first' else '0 to 1'}")
     known = {"q": ("epsilon", "rate", "discount", "first")}.get(head, ())
     if strange := [key for key in settings if key not in known]:
         raise UsageError(f"--agent {name}: {head} has no setting {strange[0]!r}; it has {', '.join(known) or 'none'}")
@@ -103,12 +106,15 @@ def agent_named(name: str) -> MakeAgent:
 
 def _imported(module: str, function: str) -> MakeAgent:
     asked = f"--agent {module}{function and ':'}{function}"
-    if not function:
+    if not module.strip(".") or module.startswith(".") or not function:
         raise UsageError(f"{asked}: expected {', '.join(AGENTS)} or module:function, a function of (environment, seed)")
     sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{asked} cannot be imported ({error})") from None
+        found: MakeAgent = getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever a module of somebody else raises
+        raise UsageError(f"{asked} cannot be imported ({type(error).__name__}: {error})") from None
     finally:
         sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise UsageError(f"{asked} is {found!r}, expected a function of (environment, seed)")
+    return found

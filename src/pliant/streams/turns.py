@@ -23,6 +23,9 @@ from pliant.core import UsageError
 Kind = Literal["action", "observation"]
 KINDS: dict[str, Kind] = {"A": "action", "O": "observation"}
 
+MOST = 1 << 20
+"""Symbols of an alphabet."""
+
 
 @dataclass
 class Life:
@@ -70,8 +73,10 @@ class Turns:
             indices: the first so many of each life; None: all, which must be equally many.
 
         Raises:
-            UsageError: no lives, or one that is shorter.
+            UsageError: no lives, one that is shorter, or `indices` below 1.
         """
+        if indices is not None and indices < 1:
+            raise UsageError(f"--indices is {indices}, expected at least 1")
         if not self.lives:
             raise UsageError("the log holds no turns")
         lengths = {number: len(life.actions) for number, life in self.lives.items()}
@@ -146,7 +151,7 @@ def parse(lines: Iterable[str], called: str) -> Turns:
 def _row(text: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number too long, or too deep
         row = None
     if not isinstance(row, dict):
         raise UsageError(f'{where} is no object in JSON, expected one such as {{"life": 0, "index": 1, "action": 0}}')
@@ -158,9 +163,9 @@ def _head(row: dict[str, Any], where: str) -> Turns:
         raise UsageError(f"{where}: the first line must say which turn comes first, such as "
                          '{"order": "AO", "actions": 2, "observations": 2}')  # fmt: skip
     actions, observations = row.get("actions"), row.get("observations")
-    if not all(isinstance(size, int) and size >= 2 for size in (actions, observations)):
+    if not all(isinstance(size, int) and 2 <= size <= MOST for size in (actions, observations)):
         raise UsageError(f"{where}: {actions} actions and {observations} observations, expected how many symbols there "
-                         "are of each, two or more")  # fmt: skip
+                         f"are of each, two to {MOST:,}")  # fmt: skip
     return Turns(row["order"], (int(row["actions"]), int(row["observations"])))
 
 
