@@ -339,3 +339,11 @@ def test_other_misuse(unchecked: None) -> None:
     ):
         with pytest.raises(UsageError, match=said):
             call()
+
+
+@pytest.mark.parametrize("order", ["AO", "OA"])
+def test_nothing_flows_back_in_time_not_even_a_rounding(order: Any) -> None:
+    for seed in range(20):
+        law = random_law((2, 3), 3, order, seed)
+        assert empowerment(law, act_window=(3, 3), obs_window=(1, 2)) == 0
+        assert plasticity(law, obs_window=(3, 3), act_window=(1, 2)) == 0

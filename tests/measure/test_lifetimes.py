@@ -210,4 +210,4 @@ def test_numbers_of_an_estimate_are_checked() -> None:
     )
     for options in wrong:
         with pytest.raises(UsageError, match="expected a share between 0 and 1"):
-            estimate(lives, **options)
+            estimate(lives, **options)  # type: ignore[arg-type]

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from pliant.core import UsageError
+from pliant.streams.recorded import Recorded
 from pliant.streams.turns import Life, Turns, parse, read_turns
 
 HEAD = '{"order": "AO", "actions": 2, "observations": 3}'
@@ -87,10 +89,7 @@ def test_lives_of_different_lengths(tmp_path: Path, unchecked: None) -> None:
 
 def test_an_environment_is_recorded_in_the_order_of_its_turns() -> None:
     """What an action brings is one turn: reward, end, and the next observation, after an end that of the reset."""
-    import gymnasium
-
     from pliant.recipes.lives import live
-    from pliant.streams.recorded import Recorded
 
     class Corridor(gymnasium.Env):  # type: ignore[misc,name-defined]
         """Two cells; leaving the second to the right pays and ends."""
@@ -125,8 +124,6 @@ def test_an_environment_is_recorded_in_the_order_of_its_turns() -> None:
 
 
 def test_bins() -> None:
-    import gymnasium
-
     from pliant.streams.recorded import Recorded, bins_of, borders_of
 
     assert borders_of(np.array([0.0, 1.0, 1.0]), 3).tolist() == [0.5]
@@ -143,3 +140,55 @@ def test_bins() -> None:
         with pytest.raises(UsageError, match=said):
             call()
     env.close()
+
+
+class Rooms(gymnasium.Env[Any, Any]):
+    """Observations of several parts, made anew each time; a step leads to the next room."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Dict(
+        {"room": gymnasium.spaces.Discrete(9), "pair": gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)] * 2)}
+    )
+
+    def __init__(self) -> None:
+        self.room = 0
+
+    def _seen(self) -> Any:
+        return {"room": np.int64(self.room), "pair": (np.int64(0), np.int64(1))}
+
+    def reset(self, **arguments: Any) -> Any:
+        self.room = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        self.room += int(action)
+        return self._seen(), 0.0, False, False, {}
+
+
+def test_what_has_parts_is_one_symbol_by_value() -> None:
+    recorded = Recorded(Rooms())
+    recorded.reset()
+    for action in (0, 0, 1, 0, 1):
+        recorded.step(action)
+    assert recorded.turns.lives[0].observations == [0, 0, 0, 1, 1]
+
+
+def test_after_a_reset_that_the_agent_asks_for_it_is_that_which_is_acted_on() -> None:
+    recorded = Recorded(Rooms())
+    recorded.reset()
+    recorded.step(1)
+    recorded.reset()
+    recorded.step(0)
+    recorded.step(0)
+    life = recorded.turns.lives[0]
+    assert life.actions == [1, 0, 0]
+    first, after_reset, again = life.observations
+    assert len({first, after_reset}) == 2  # the same room, but an episode has ended
+    assert again == first
+
+
+def test_a_partial_space_is_as_continuous_as_its_parts() -> None:
+    env = Rooms()
+    env.observation_space = gymnasium.spaces.Dict({"x": gymnasium.spaces.Box(0, 1)})
+    with pytest.raises(UsageError, match="continuous ones need a quantizer"):
+        Recorded(env)

@@ -132,6 +132,9 @@ def _plasticity(arguments: list[str]) -> int:
 
     if options.seed < 0:
         raise Misuse(f"--seed is {options.seed}, expected 0 or more")
+    for path in (options.figure, options.log):  # before anything is played
+        if path is not None and not path.parent.is_dir():
+            raise Misuse(f"{path} cannot be written: there is no folder {path.parent}")
     turns = _turns(options)
     if len(turns.lives) == 1:
         measured = of_one_life(turns, depth=options.depth)
@@ -190,8 +193,11 @@ def _turns(options: PlasticityOptions) -> Any:
         env = gymnasium.make(name)
     except (gymnasium.error.Error, ImportError) as error:
         raise Misuse(f"pliant measure plasticity: gym:{name} cannot be made ({error})") from None
-    recorded = Recorded(env, None if options.bins is None else bins_of(env, options.bins, options.seed))
     indices = options.indices or (20_000 if options.lives == 1 else 3)
+    for window in (options.act_window, options.obs_window):
+        if window is not None and options.lives > 1 and not 1 <= window[0] <= window[1] <= indices:
+            raise Misuse(f"window {window} is not within the stream of {indices} indices")
+    recorded = Recorded(env, None if options.bins is None else bins_of(env, options.bins, options.seed))
     turns = live(recorded, make, options.lives, indices, options.seed)
     if options.log is not None:
         turns.write(options.log)

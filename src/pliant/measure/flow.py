@@ -53,7 +53,8 @@ class Flow:
             UsageError: a window is not within the stream.
         """
         (a, b), (c, d) = self.window(act_window), self.window(obs_window)
-        tables = (self._sums[side] for side in sides)
+        there = {"before": a < d, "same": max(a, c) <= min(b, d), "after": b > c}  # else exactly 0, without rounding
+        tables = (self._sums[side] for side in sides if there[side])
         return sum((float(s[b, d] - s[a - 1, d] - s[b, c - 1] + s[a - 1, c - 1]) for s in tables), 0.0)
 
     def window(self, window: Window | None) -> Window:

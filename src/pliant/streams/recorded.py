@@ -10,7 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Tuple
 
 from pliant.core import UsageError
 from pliant.streams.turns import Life, Turns
@@ -58,9 +58,12 @@ class Recorded(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not self.lives:
             self.new_life()
         life = self.lives[-1]
-        if len(life.observations) == len(life.actions):
-            reward, self._ended = self._ended, None
-            self._note(observation, 0.0 if reward is None else reward, reward is not None)
+        left = len(life.observations) > len(life.actions)  # an episode, or one that had only just begun
+        if left:
+            life.observations.pop()
+        reward, self._ended = self._ended, None
+        ended = reward is not None or (left and bool(life.actions))
+        self._note(observation, 0.0 if reward is None else reward, ended)
         return observation, info
 
     def step(self, action: Any) -> Any:
@@ -88,10 +91,18 @@ class Recorded(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def plainly(observation: Any, reward: float, ended: bool) -> Hashable:
     """Everything as it is; rewards to six digits."""
-    return np.asarray(observation).tobytes(), round(reward, 6), ended
+    return _frozen(observation), round(reward, 6), ended
+
+
+def _frozen(observation: Any) -> Hashable:
+    if isinstance(observation, dict):
+        return tuple((name, _frozen(observation[name])) for name in sorted(observation))
+    return tuple(map(_frozen, observation)) if isinstance(observation, tuple) else np.asarray(observation).tobytes()
 
 
 def _is_discrete(space: gymnasium.Space[Any]) -> bool:
+    if isinstance(space, Dict | Tuple):
+        return all(map(_is_discrete, space.values() if isinstance(space, Dict) else space.spaces))
     return not isinstance(space, Box) or np.issubdtype(space.dtype, np.integer)
 
 

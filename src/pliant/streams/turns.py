@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pliant.core import UsageError
+from pliant.core import Disk, UsageError
 
 Kind = Literal["action", "observation"]
 KINDS: dict[str, Kind] = {"A": "action", "O": "observation"}
@@ -106,7 +106,7 @@ class Turns:
             UsageError: it cannot be written.
         """
         try:
-            path.write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
+            Disk().replace_file(path, ("\n".join(self.lines()) + "\n").encode())
         except OSError as error:
             raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
 
