@@ -240,6 +240,19 @@ def test_continual_backprop_counts_only_steps_that_exist() -> None:
     torch.testing.assert_close(upkeep.layers[0]["mean"] / (1 - upkeep.decay), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_continual_backprop_in_other_float_types(dtype: torch.dtype) -> None:
+    model, upkeep = net().to(dtype), ContinualBackprop(rate=0.05, maturity=2, look=1)
+    optimizer = upkept(upkeep, model)
+    with torch.no_grad():
+        for update in range(1, 9):
+            asked = probe(update)
+            question = asked.question._replace(inputs=asked.question.inputs.to(dtype))
+            upkeep.apply(model, optimizer, asked._replace(question=question))
+    assert upkeep.replaced > 0
+    assert upkeep.layers[0]["mean"].dtype == torch.promote_types(dtype, torch.float32)
+
+
 def test_isometry_at_a_change_and_of_matrices_only() -> None:
     model = net()
     upkeep = Isometry(every=3)
