@@ -211,3 +211,14 @@ def test_numbers_of_an_estimate_are_checked() -> None:
     for options in wrong:
         with pytest.raises(UsageError, match="expected a share between 0 and 1"):
             estimate(lives, **options)  # type: ignore[arg-type]
+
+
+def test_what_deals_reach_as_well_may_be_nothing() -> None:
+    coins = joint_law(lambda a, o: flip(0, 0.02), lambda a, o: flip(0, 0.1), 2)
+    few = [estimate(sampled(coins, 480, seed), permutations=39) for seed in range(60)]
+    alone = [estimate(sampled(coins, 480, seed), permutations=0) for seed in range(60)]
+    for found in few:
+        for one in found[:2]:
+            assert one.low == 0 or one.p <= 0.05
+    held, before = (sum(found.empowerment.low == 0 for found in several) for several in (few, alone))
+    assert held >= 53 and held > before

@@ -279,7 +279,8 @@ def estimate(
         confidence: of the interval.
         bootstrap: lives are drawn anew so many times, and the variance is that of the plain estimate over draws; 0
             takes it from the ratios, which needs no draws and differs little.
-        permutations: deals for the null; 0 for none.
+        permutations: deals for the null; 0 for none. Where a share of more than 1 - confidence of them comes out as
+            high, which holds for rare symbols too, the interval begins at 0.
         seed: of draws and deals.
 
     Raises:
@@ -300,7 +301,7 @@ def estimate(
     least = math.ceil(max(PER_PREFIX * (len(seen) + _unseen(seen)), len(lives) * PER_SYMBOL / max(0.5, _rarest(lives))))
     found = [_one(lives, signs, entropy, z, bootstrap, random, least) for signs in both]
     nulls = _nulls(lives, both, permutations, random)
-    told = [one._replace(null=_mean(null), p=_share(null, one.plain)) for one, null in zip(found, nulls, strict=True)]
+    told = [_beside(one, null, 1 - confidence) for one, null in zip(found, nulls, strict=True)]
     return Estimates(told[0], told[1], frame.bound(act, obs), len(lives), len(seen))
 
 
@@ -407,6 +408,13 @@ def _nulls(lives: Lifetimes, several: Sequence[_Signs], deals: int, random: np.r
         for values, signs in zip(found, several, strict=True):
             values.append(sum((sign * entropy(j, i) for j, i, sign in signs), 0.0) / math.log(2))
     return found
+
+
+def _beside(found: Estimate, null: Sequence[float], level: float) -> Estimate:
+    """With its null; where as much comes out when nothing flows, 0 is in the interval, if deals can tell."""
+    p = _share(null, found.plain)
+    low = 0.0 if len(null) + 1 > 1 / level and p > level else found.low
+    return found._replace(low=low, null=_mean(null), p=p)
 
 
 def _mean(values: Sequence[float]) -> float:
