@@ -1,6 +1,7 @@
 """The delta rule: chunks = steps, the checks A1 to A6 of further-mixers.md, limits of its gates."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -73,8 +74,10 @@ def run(given: dict[str, Any], **how: Any) -> list[Tensor]:
     o, state = delta_rule(**(given | leaves), **how)
     weigh = torch.linspace(-1, 1, o.numel(), dtype=torch.float64).reshape(o.shape).to(o.dtype)
     loss = (o * weigh).sum() + (state * state).sum().to(o.dtype)
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else ()
-    zeros = [torch.zeros_like(x) for x in leaves.values()] if found else []
+    found: Sequence[Tensor | None] = [None] * len(leaves)  # as with no steps and no state
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    zeros = [torch.zeros_like(x) for x in leaves.values()]
     return [o.detach(), state.detach(), *(z if g is None else g for g, z in zip(found, zeros, strict=True))]
 
 

@@ -14,7 +14,7 @@ from pliant.recipes.reproduce import Result, Trial, reproduce
 
 @pytest.fixture(scope="module")
 def results() -> list[tuple[Trial, Result]]:
-    few = [Trial(t.name, {**t.settings, "lives": 3000} if "lives" in t.settings else dict(t.settings), t.seed)
+    few = [Trial(t.name, {**t.settings, "lives": 30_000} if "lives" in t.settings else dict(t.settings), t.seed)
            for t in trials("minute") if t.seed == 0]  # fmt: skip
     return [(trial, run(trial, lambda share, word: None)) for trial in few]
 
