@@ -185,6 +185,7 @@ def _turns(options: PlasticityOptions) -> Any:
         import gymnasium
     except ImportError:
         raise Misuse("pliant measure plasticity gym:ENV needs Gymnasium: pip install 'pliant[control]'") from None
+    from pliant.measure.flow import within
     from pliant.recipes.lives import agent_named, live
     from pliant.streams.recorded import Recorded, bins_of
 
@@ -194,9 +195,8 @@ def _turns(options: PlasticityOptions) -> Any:
     except (gymnasium.error.Error, ImportError) as error:
         raise Misuse(f"pliant measure plasticity: gym:{name} cannot be made ({error})") from None
     indices = options.indices or (20_000 if options.lives == 1 else 3)
-    for window in (options.act_window, options.obs_window):
-        if window is not None and options.lives > 1 and not 1 <= window[0] <= window[1] <= indices:
-            raise Misuse(f"window {window} is not within the stream of {indices} indices")
+    for window in (options.act_window, options.obs_window):  # before anything is played
+        within(window, indices)
     recorded = Recorded(env, None if options.bins is None else bins_of(env, options.bins, options.seed))
     turns = live(recorded, make, options.lives, indices, options.seed)
     if options.log is not None:

@@ -59,13 +59,7 @@ class Flow:
 
     def window(self, window: Window | None) -> Window:
         """First and last index of a window; the whole stream if there is none."""
-        if window is None:
-            return 1, self.n
-        first, last = window
-        if not 1 <= first <= last <= self.n:
-            raise UsageError(f"window ({first}, {last}) is not within the stream: expected 1 <= first <= last <= "
-                             f"{self.n}")  # fmt: skip
-        return first, last
+        return within(window, self.n)
 
     def sides(self, source: str, mode: str) -> tuple[Side, ...]:
         """Where the flow from a source "A" or "O" is, see `sides_of`."""
@@ -114,3 +108,15 @@ def order_of(order: str) -> str:
     if order not in ("AO", "OA"):
         raise UsageError(f"order is {order!r}, expected AO (an action is the first of an index) or OA")
     return order
+
+
+def within(window: Window | None, n: int) -> Window:
+    """First and last index of a window of a stream of n; the whole stream if there is none.
+
+    Raises:
+        UsageError: the window is not within the stream.
+    """
+    first, last = window or (1, n)
+    if not 1 <= first <= last <= n:
+        raise UsageError(f"window ({first}, {last}) is not within the stream: expected 1 <= first <= last <= {n}")
+    return first, last
