@@ -211,8 +211,8 @@ the truth in their 95 % interval.
 Where there were enough, intervals held the truth in {pooled:.1%} of all trials, and in {low:.1%} to {high:.1%} of those
 of one row; {inside} of {places} rows lie within 92 to 98 %, where chance alone moves a row by 1.1 points. Rows in which
 nothing can flow, so that the estimate is always 0, do not count. How wide intervals are, and how many lives are enough,
-was chosen on these systems, with other lives. In the last five, where some symbols or kinds of lives are rare, intervals
-are less to be relied on: {uneven} of their {of_uneven} rows lie within.
+was chosen on these systems, with other lives. In the last five, where some symbols or kinds of lives are rare,
+intervals are less to be relied on: {uneven} of their {of_uneven} rows lie within.
 
 ![Bias and coverage](estimators.svg)
 
