@@ -6,7 +6,7 @@ python benchmarks/traces.py distance --cell GatedLRU:copy:100:trace:0    # one c
 python benchmarks/traces.py distance --minutes 60               # the cells that are missing
 python benchmarks/traces.py draw            # docs/rules.svg, and the figures in docs/rules.md
 python benchmarks/traces.py ledger          # lines of docs/ledger.jsonl about what is there
-python benchmarks/traces.py life --steps 10000000 --folder DIR  # a long life, to be killed and called again
+python benchmarks/traces.py life --steps 10000000 --folder DIR  # a long life, killed ten times: docs/results/life.jsonl
 
 One thread throughout.
 """
@@ -14,10 +14,14 @@ One thread throughout.
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -289,13 +293,13 @@ def cells() -> list[tuple[str, str, int, str, int]]:
             if distance < 10_000 or (task == "recall" and rule != "bptt 256" and seed == 0)]  # fmt: skip
 
 
-def known() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def known(file: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def write(record: dict[str, Any]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a") as file:
+def write(record: dict[str, Any], to: Path = RESULTS) -> None:
+    to.parent.mkdir(exist_ok=True)
+    with open(to, "a") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -338,8 +342,11 @@ def ledger() -> None:
 
 # A long life.
 
+LIFE = DOCS / "results" / "life.jsonl"
+EVERY = 100_000
 
-def life(steps: int, folder: Path, every: int = 100_000) -> None:
+
+def live(steps: int, folder: Path) -> None:
     """Memory, time per step and norms of traces along a life that may be killed at any moment."""
     with seeded(0):
         model = SequenceClassifier(3, 2, width=16, depth=2, mixer_options={"num_heads": 2})
@@ -347,22 +354,40 @@ def life(steps: int, folder: Path, every: int = 100_000) -> None:
     if folder.exists() and any(folder.iterdir()):
         this.load(folder)
     rows, yes, no = torch.arange(1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
-    began = time.process_time()
+    began, nats, updates = time.process_time(), 0.0, 0
     while this.stream.step < steps:
         t = this.stream.step
         x = torch.randn(1, 1, 3, generator=generator(t, "life"))
         this.learner.predict(Question(x, no, yes, t, rows))
-        this.learner.learn(Answer((x[..., 0] > 0).long(), yes, yes, t, rows))
+        record = this.learner.learn(Answer((x[..., 0] > 0).long(), yes, yes, t, rows))
+        if record.outcome == "updated":
+            nats, updates = nats + record.nats, updates + 1
         this.stream.step += 1
-        if this.stream.step % every == 0:
-            traces = this.learner.traces
+        if this.stream.step % EVERY == 0:
+            seconds, traces = time.process_time() - began, this.learner.traces
+            assert traces is not None
             squares = (float(e.square().sum()) for part in traces.values.values() for e in part.values())
-            record = {"step": this.stream.step, "traces": traces.nbytes(), "norm": math.sqrt(sum(squares)),
-                      "bytes": int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
-                      "microseconds a step": 1e6 * (time.process_time() - began) / every}  # fmt: skip
-            print(json.dumps(record), flush=True)
+            figures = {"step": this.stream.step, "process": os.getpid(), "traces": traces.nbytes(),
+                      "norm": math.sqrt(sum(squares)), "nats": nats / updates,
+                      "resident": int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
+                      "microseconds a step": 1e6 * seconds / EVERY}  # fmt: skip
             this.save(folder)
-            began = time.process_time()
+            write(figures, LIFE)
+            began, nats, updates = time.process_time(), 0.0, 0
+
+
+def life(steps: int, folder: Path, kills: int) -> None:
+    """Kills the process `kills` times, each time somewhere between two places where it is saved; then lets it end."""
+    command = [sys.executable, __file__, "live", "--steps", str(steps), "--folder", str(folder)]
+    random, began = Random(0), len(known(LIFE))
+    for i in range(kills):
+        process = subprocess.Popen(command)
+        while process.poll() is None and len(known(LIFE)) - began < (i + 1) * steps / EVERY / (kills + 1):
+            time.sleep(1)
+        time.sleep(random.uniform(0, 30))
+        process.kill()
+        print(f"killed, {process.wait()}, at {known(LIFE)[-1]['step']:,} steps", flush=True)
+    subprocess.run(command, check=True)
 
 
 class Count:
@@ -379,12 +404,13 @@ class Count:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["throughput", "cosines", "distance", "draw", "ledger", "life"])
+    parser.add_argument("what", choices=["throughput", "cosines", "distance", "draw", "ledger", "life", "live"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--cell")
     parser.add_argument("--steps", type=int, default=10_000_000)
+    parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--folder", type=Path, default=Path("run/traces"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -394,7 +420,8 @@ def main() -> None:
         return
     {"throughput": lambda: throughput(given.rounds), "cosines": lambda: cosines(given.seeds),
      "distance": lambda: distances(given.minutes), "draw": lambda: draw(known()), "ledger": ledger,
-     "life": lambda: life(given.steps, given.folder)}[given.what]()  # fmt: skip
+     "life": lambda: life(given.steps, given.folder, given.kills),
+     "live": lambda: live(given.steps, given.folder)}[given.what]()  # fmt: skip
 
 
 if __name__ == "__main__":

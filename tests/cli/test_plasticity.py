@@ -121,6 +121,9 @@ def test_misuse(arguments: list[str], said: str, capsys: pytest.CaptureFixture[s
         (["--bootstrap", "1"], "bootstrap 1"),
         (["--permutations", "-2"], "permutations -2"),
         (["--seed", "-3"], "--seed is -3"),
+        (["--agent", "q"], "--agent says nothing of a log of many lives"),
+        (["--depth", "3"], "--depth says nothing of a log of many lives"),
+        (["--log", "other.jsonl"], "--log says nothing of a log of many lives"),
     ],
 )
 def test_numbers_out_of_range(arguments: list[str], said: str, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +134,22 @@ def test_a_long_life_may_have_deep_contexts(tmp_path: Path, capsys: pytest.Captu
     ones = [0, 1] * 1000
     Turns("AO", (2, 2), {0: Life(ones, ones)}).write(tmp_path / "log.jsonl")
     assert told(capsys, str(tmp_path / "log.jsonl"), "--depth", "1200")["rates"]
+
+
+def test_what_would_be_ignored_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = tmp_path / "log.jsonl"
+    Turns("AO", (2, 2), {0: Life([0, 1] * 100, [1, 0] * 100)}).write(one)
+    assert "--mode says nothing of a log of one life" in refused(capsys, str(one), "--mode", "literal")
+    lake = ["gym:FrozenLake-v1", "--lives", "1"]
+    assert "--act-window says nothing of gym:ENV with one life" in refused(capsys, *lake, "--act-window", "1", "2")
+    assert "--lives says nothing of a run" in refused(capsys, str(tmp_path), "--lives", "3")
+    assert told(capsys, str(one), "--indices", "50")["indices"] == 50
+
+
+def test_a_log_may_begin_with_a_byte_order_mark(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = told(capsys, str(log), "--permutations", "0")
+    log.write_bytes(b"\xef\xbb\xbf" + log.read_bytes())
+    assert told(capsys, str(log), "--permutations", "0") == plain
 
 
 def test_a_log_that_breaks_off(log: Path, capsys: pytest.CaptureFixture[str]) -> None:

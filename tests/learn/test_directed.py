@@ -55,6 +55,8 @@ def test_misuse(unchecked: None) -> None:
     for call, said in (
         (lambda: two_predictors(lives, "X", batch=8), "source is 'X'"),
         (lambda: two_predictors(lives, "A"), "60 lives, expected at least two batches of 32"),
+        (lambda: two_predictors(lives, "A", batch=0), "expected at least two batches of 0, of 1 or more"),
+        (lambda: two_predictors(lives, "A", batch=8, scored=0.0), "scored is 0.0, expected a share"),
         (lambda: two_predictors(lives, "A", batch=8, sink_window=(0, 1)), "is not within the stream"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -164,6 +164,8 @@ def test_misuse(unchecked: None) -> None:
         (lambda: plasticity_values(np.full((2, 2, 2), 0.5), discount=1.0), "discount is 1.0"),
         (lambda: plasticity_values(np.full((30, 2, 30), 1 / 30)), "30 states may follow"),
         (lambda: closed_loop_capacity(trapdoor, 20, symbols=2), "would take about"),
+        (lambda: closed_loop_capacity(trapdoor, 2, symbols=0), "0 symbols, expected at least 1"),
+        (lambda: closed_loop_capacity(trapdoor, 2, symbols=2, source="X"), "source is 'X', expected A or O"),  # type: ignore[arg-type]
     ):
         with pytest.raises(UsageError, match=said):
             call()

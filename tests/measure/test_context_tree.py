@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pliant.core import UsageError
+from pliant.measure import context_tree
 from pliant.measure.context_tree import ESTIMATORS, ContextTrees, rates
 from tests.measure.systems import h
 
@@ -68,6 +69,18 @@ def test_a_delayed_channel() -> None:
     wanted = {"E1": 0.5098, "E2": 0.4933, "E3": 0.4943, "E4": 0.4965}
     for estimator, found in small.items():
         assert found.empowerment == pytest.approx(wanted[estimator], abs=0.001) and abs(found.plasticity) < 0.01
+
+
+def test_divergences_are_those_of_what_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E3 and E4 are no less than 0 before rounding is taken away, and E4 is the mean of E3 over what may come first."""
+    raw: list[np.ndarray] = []
+    monkeypatch.setattr(context_tree, "not_negative", lambda bits: raw.append(bits.copy()) or bits)
+    rng = np.random.default_rng(3)
+    read = ContextTrees((3, 2), depth=2)
+    read.update(rng.integers(0, 3, 500), rng.integers(0, 2, 500))
+    (terms,) = raw
+    assert terms.min() > -1e-12 and terms.max() > 0.1
+    assert (terms[1, 0] == terms[1, 1]).all() and terms[0, 0].mean() == pytest.approx(terms[0, 1].mean(), abs=0.01)
 
 
 def test_what_is_constant_tells_nothing() -> None:

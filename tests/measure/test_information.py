@@ -175,6 +175,20 @@ def test_the_mirror(sizes: tuple[int, int], n: int, order: Any) -> None:
         assert there == pytest.approx((back.plasticity, back.empowerment, back.bound), abs=1e-13)
 
 
+@pytest.mark.parametrize("order", ["AO", "OA"])
+def test_the_mirror_of_players(order: Any) -> None:
+    """The same, with a law that is made anew: each plays the other's part, and hears what the other heard."""
+    agent, environment = drawn(2, 1), drawn(3, 2)
+    law = joint_law(agent, environment, 3, order)
+    swapped = "OA" if order == "AO" else "AO"
+    mirror = joint_law(lambda a, o: environment(o, a), lambda a, o: agent(o, a), 3, swapped)
+    for act, obs in (((1, 3), (1, 3)), ((2, 3), (1, 2))):
+        there = tension(law, act_window=act, obs_window=obs)
+        back = tension(mirror, act_window=obs, obs_window=act)
+        assert there == pytest.approx((back.plasticity, back.empowerment, back.bound), abs=1e-12)
+        assert there.empowerment + there.plasticity > 0.01
+
+
 def test_the_bound_is_attained_and_broken_by_literal_sums() -> None:
     for name in ("echo", "exclusive or"):
         agent, environment, n, order, *_ = EXAMPLES[name]
@@ -330,6 +344,8 @@ def test_other_misuse(unchecked: None) -> None:
         (lambda: directed_information(law, ("A", (1, 1)), ("A", (1, 1))), "expected A and O"),
         (lambda: plasticity(law, mode="naive"), "expected causal or literal"),  # type: ignore[arg-type]
         (lambda: joint_law(fair, fair, 0), "n is 0"),
+        (lambda: joint_law(fair, fair, 2, memory=0), "and memory 0, expected"),
+        (lambda: uniform(0), "0 symbols, expected at least 1"),
         (lambda: joint_law(fair, fair, 2, "OAO"), "expected AO"),  # type: ignore[arg-type]
         (lambda: Law(np.full((2, 3, 2), 1 / 12)), "has no axis for each turn"),
         (lambda: Law(np.full((2, 2), 0.3)), "must sum to 1"),

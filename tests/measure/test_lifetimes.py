@@ -139,6 +139,21 @@ def test_sure_flow_has_an_interval_of_hardly_any_width() -> None:
     assert Literal(echo).information(((1, 2), ()), ((), (1, 2)), ((), ())) == pytest.approx(2)
 
 
+def test_no_interval_goes_beyond_the_bound() -> None:
+    echo = joint_law(lambda a, o: sure(o[-1]), fair, 2, "OA")
+    for lives in (20, 400):
+        found = estimate(sampled(echo, lives, seed=0), permutations=0)
+        assert found.plasticity.high <= found.bound == 2
+
+
+def test_rare_lives_that_say_much_are_too_few() -> None:
+    """One action in fifty copies what is seen, all others are drawn: the flow rests on those lives, not on all."""
+    law = joint_law(lambda a, o: [0.02, 0.0, 0.98] if o[-1] == 0 else [0.0, 0.02, 0.98], fair, 1, "OA")
+    few, many = (estimate(sampled(law, lives, seed=0), permutations=0) for lives in (700, 7000))
+    assert not few.enough and few.lives < few.needed < 10 * few.lives and many.enough
+    assert many.plasticity.low <= plasticity(law) <= many.plasticity.high
+
+
 def test_many_prefixes_are_sorted_rather_than_tabled(monkeypatch: pytest.MonkeyPatch) -> None:
     lives = sampled(LOOP, 200, seed=0)
     wanted = lives.flow("jackknife").matrix

@@ -75,8 +75,9 @@ def test_plasticity_is_told_at_each_look_and_changes_nothing(
     assert main(["measure", "plasticity", str(run.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 0 < found["bits"] < found["most"] == pytest.approx(3.3219, abs=1e-4) and found["forks"] == 16
-    assert [tuple(one) for one in found["history"]] == list(bits.items())
-    assert main(["measure", "plasticity", str(run.folder)]) == 0
+    assert [(look["answers"], look["bits"]) for look in found["history"]] == list(bits.items())
+    assert main(["measure", "plasticity", str(run.folder), "--figure", str(tmp_path / "bits.svg")]) == 0
+    assert "updates" in (tmp_path / "bits.svg").read_text()
     assert f"plasticity {found['bits']:.3f} ± {found['error']:.3f} bits per answer" in capsys.readouterr().out
 
 

@@ -70,15 +70,18 @@ def two_predictors(
         seed: of parameters and of the order of lives.
 
     Raises:
-        UsageError: another source, a window that is not within the lives, or fewer lives than two batches.
+        UsageError: another source, a window that is not within the lives, fewer lives than two batches, or a share of
+            lives that leaves none.
     """
     if source not in ("A", "O"):
         raise UsageError(f"two_predictors: source is {source!r}, expected A or O")
-    if len(lives) < 2 * batch:
-        raise UsageError(f"two_predictors: {len(lives)} lives, expected at least two batches of {batch}")
+    if batch < 1 or len(lives) < 2 * batch:
+        raise UsageError(f"two_predictors: {len(lives)} lives, expected at least two batches of {batch}, of 1 or more")
+    if not 0 < scored <= 1:
+        raise UsageError(f"two_predictors: scored is {scored}, expected a share of the lives, more than 0 up to 1")
     frame = Flow(np.zeros((lives.n, lives.n)), lives.order, lives.alphabets)
     (a, b), (c, d) = frame.window(source_window), frame.window(sink_window)
-    targets = torch.from_numpy(lives.observations if source == "A" else lives.actions)[:, :d]
+    targets = torch.from_numpy((lives.observations if source == "A" else lives.actions).astype(np.int64))[:, :d]
     known = (torch.arange(d) >= c - 1).expand(batch, d)
     told = [_inputs(lives, source, seen)[:, :d] for seen in (a - 1, b)]
     with seeded(seed, "two predictors"):
@@ -130,7 +133,7 @@ def _inputs(lives: Lifetimes, source: str, seen: int) -> Tensor:
     told = np.where(np.arange(lives.n) < seen, x, size_x)
     told = np.pad(told, ((0, 0), (lag, 0)), constant_values=size_x)[:, : lives.n]
     last = np.pad(y, ((0, 0), (1, 0)), constant_values=size_y)[:, : lives.n]
-    hot = [F.one_hot(torch.from_numpy(z), size + 1) for z, size in ((last, size_y), (told, size_x))]
+    hot = [F.one_hot(torch.from_numpy(z.astype(np.int64)), size + 1) for z, size in ((last, size_y), (told, size_x))]
     return torch.cat(hot, -1).float()
 
 

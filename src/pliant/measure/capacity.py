@@ -12,6 +12,7 @@ Every capacity comes with a lower and an upper bound, both of them proven by wha
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -101,8 +102,10 @@ def closed_loop_capacity(
         memory: bytes the law may take, see `joint_law`.
 
     Raises:
-        UsageError: as `joint_law`.
+        UsageError: as `joint_law` and `uniform`; another source.
     """
+    if source not in ("A", "O"):
+        raise UsageError(f"closed_loop_capacity: source is {source!r}, expected A or O")
     other = uniform(symbols)
     agent, environment = (other, responder) if source == "A" else (responder, other)
     loop = _Loop(joint_law(agent, environment, n, order, memory=memory), source)
@@ -331,7 +334,7 @@ def plasticity_values(
 class _Answers(NamedTuple):
     states: np.ndarray  # (R,) that can follow
     p: np.ndarray  # (R,) their probabilities
-    choices: np.ndarray  # (F, R) an action for each
+    choices: np.ndarray  # (F, R) an action for each, the same array for all that have R states
     bits: np.ndarray  # (F,) entropy of the action
 
 
@@ -341,10 +344,16 @@ def _answers(row: np.ndarray, actions: int) -> _Answers:
     if count > FEW:
         raise UsageError(f"plasticity_values: {len(states)} states may follow, and {actions} answers to each are "
                          f"{count:,} choices; at most {FEW:,} can be tried")  # fmt: skip
-    choices = np.indices((actions,) * len(states)).reshape(len(states), -1).T
-    mass = np.stack([(row[states] * (choices == action)).sum(1) for action in range(actions)], 1)
+    choices = _choices(actions, len(states))
+    mass = np.stack([(choices == action) @ row[states] for action in range(actions)], 1)
     bits = -np.where(mass > 0, mass * np.log2(np.where(mass > 0, mass, 1.0)), 0.0).sum(1)
     return _Answers(states, row[states], choices, bits)
+
+
+@lru_cache(maxsize=4)
+def _choices(actions: int, states: int) -> np.ndarray:
+    return np.ascontiguousarray(np.indices((actions,) * states, np.uint8 if actions < 256 else np.int64)
+                                .reshape(states, -1).T)  # fmt: skip
 
 
 def _best(one: _Answers, discount: float, values: np.ndarray) -> tuple[float, int]:

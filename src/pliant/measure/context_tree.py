@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pliant.core import UsageError
-from pliant.measure.flow import Order, order_of
+from pliant.measure.flow import Order, not_negative, order_of
 from pliant.measure.lifetimes import check_symbols
 
 Estimator = Literal["E1", "E2", "E3", "E4"]
@@ -132,6 +132,7 @@ class ContextTrees:
                      np.array([tree.used for tree in self.trees]))  # fmt: skip
         for tree, count in zip(self.trees, used, strict=True):
             tree.used = int(count)
+        terms[:, 2:] = not_negative(terms[:, 2:])  # divergences
         if self.order == "OA":
             terms = terms[::-1]
         self.sums += terms.sum(2)
@@ -263,12 +264,12 @@ def _walk(
             back3 += given[i] * np.log2(given[i] / own[i])
         terms[0, 0, at] = np.log2(pair[x * n_second + y] / (given[x] * other[y]))
         terms[0, 1, at] = _bits(other) - _bits(pair) + _bits(given)
-        terms[0, 2, at] = max(there3, 0.0)
-        terms[0, 3, at] = max(there4, 0.0)
+        terms[0, 2, at] = there3
+        terms[0, 3, at] = there4
         terms[1, 0, at] = np.log2(given[x] / own[x])
         terms[1, 1, at] = _bits(own) - _bits(given)
-        terms[1, 2, at] = max(back3, 0.0)
-        terms[1, 3, at] = max(back3, 0.0)
+        terms[1, 2, at] = back3
+        terms[1, 3, at] = back3
         _learn(both[t], both_counts, both_beta, paths[0], q_both, mix_both)
         _learn(x, first_counts, first_beta, paths[1], q_first, mix_first)
         _learn(y, second_counts, second_beta, paths[2], q_second, mix_second)

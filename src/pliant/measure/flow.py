@@ -97,10 +97,10 @@ def second_difference(entropies: Float[np.ndarray, "n1 n1"]) -> Float[np.ndarray
     return g[1:, :-1] + g[:-1, 1:] - g[1:, 1:] - g[:-1, :-1]
 
 
-def not_negative(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    """Flows of a distribution, whose rounding is taken away."""
-    assert matrix.min() > -ROUNDING, f"a flow of {matrix.min()} bits"
-    return np.maximum(matrix, 0.0)
+def not_negative(bits: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Bits that cannot be negative, whose rounding is taken away."""
+    assert bits.min(initial=0.0) > -ROUNDING, f"{bits.min()} bits"
+    return np.maximum(bits, 0.0)
 
 
 def order_of(order: str) -> str:

@@ -187,8 +187,8 @@ def joint_law(agent: Player, environment: Player, n: int, order: Order = "AO", *
         UsageError: what a player says are not probabilities of at least two symbols, always equally many; or the law
             would take more than `memory`, which is told before it is made.
     """
-    if n < 1:
-        raise UsageError(f"joint_law: n is {n}, expected at least 1")
+    if n < 1 or (memory is not None and memory <= 0):
+        raise UsageError(f"joint_law: n is {n} and memory {memory}, expected at least 1 and some bytes")
     order_of(order)
     players = {"A": _voice(agent, "the agent", "A"), "O": _voice(environment, "the environment", "O")}
     history, p, sizes = _History(), np.ones(1), dict[str, int]()
@@ -377,7 +377,13 @@ class _OfMachine(_Voice):
 
 
 def uniform(size: int) -> Machine:
-    """A player that draws each symbol evenly, whatever it hears."""
+    """A player that draws each symbol evenly, whatever it hears.
+
+    Raises:
+        UsageError: fewer than one symbol.
+    """
+    if size < 1:
+        raise UsageError(f"uniform: {size} symbols, expected at least 1")
     return Machine(np.ones(1), np.full((1, size), 1 / size), np.ones((1, 1, 1)), np.ones((1, 1, 1)))
 
 

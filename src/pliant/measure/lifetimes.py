@@ -26,8 +26,9 @@ from pliant.measure.law import Law
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
 PER_PREFIX = 30
 """Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
-PER_SYMBOL = 5
-"""How often each symbol has to have been seen."""
+RESTING = 20
+"""How often each symbol has to have been seen, and on how many lives the variance has to rest: all of them over the
+kurtosis of their ratios, since rare lives that say much are what an interval misses until there are that many."""
 UNSURE = 0.5
 """How far two corrections, of first order and the jackknife, may differ, in standard deviations of the estimate."""
 DENSE = 1 << 22
@@ -298,11 +299,12 @@ def estimate(
     both = [_Signs.of(lives.n, act, obs, sides_of(lives.order, source, mode)) for source in "AO"]
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     seen = lives._counts.of(act[1], obs[1])
-    least = math.ceil(max(PER_PREFIX * (len(seen) + _unseen(seen)), len(lives) * PER_SYMBOL / max(0.5, _rarest(lives))))
+    least = math.ceil(max(PER_PREFIX * (len(seen) + _unseen(seen)), len(lives) * RESTING / max(0.5, _rarest(lives))))
     found = [_one(lives, signs, entropy, z, bootstrap, random, least) for signs in both]
     nulls = _nulls(lives, both, permutations, random)
-    told = [_beside(one, null, 1 - confidence) for one, null in zip(found, nulls, strict=True)]
-    return Estimates(told[0], told[1], frame.bound(act, obs), len(lives), len(seen))
+    bound = frame.bound(act, obs)
+    told = [_beside(one, null, 1 - confidence, bound) for one, null in zip(found, nulls, strict=True)]
+    return Estimates(told[0], told[1], bound, len(lives), len(seen))
 
 
 class _Signs(NamedTuple):
@@ -363,7 +365,7 @@ def _one(
     apart = abs(leaving_out - first_order)
     doubt = min(10.0, apart / deviation / UNSURE if deviation else 10.0) if apart > 1e-12 else 0.0
     low, high = low - apart * min(1.0, doubt), high + apart * min(1.0, doubt)
-    needed = max(least, math.ceil(lived * doubt**2) if doubt > 1 else 0)
+    needed = max(least, math.ceil(lived * doubt**2) if doubt > 1 else 0, _for_variance(weights, ratio - plain, lived))
     bits, below, above, plain = (value / math.log(2) for value in (best, max(0.0, low), max(0.0, high), plain))
     return Estimate(bits, below, above, plain, null=math.nan, p=math.nan, needed=needed)
 
@@ -372,6 +374,15 @@ def _rarest(lives: Lifetimes) -> int:
     """How often the symbol that is seen least was seen, of both alphabets."""
     pairs = zip((lives.actions, lives.observations), lives.alphabets, strict=True)
     return min(int(np.bincount(rows.ravel(), minlength=size).min()) for rows, size in pairs)
+
+
+def _for_variance(weights: np.ndarray, apart: np.ndarray, lived: int) -> int:
+    """Lives with which a variance would rest on enough of them, given how far each ratio is apart; 0 if none is."""
+    squares = apart**2
+    variance = float((weights * squares).sum())
+    if variance < 1e-12:
+        return 0
+    return math.ceil(RESTING * float((weights * squares**2).sum()) / variance**2)
 
 
 def _unseen(counts: np.ndarray) -> float:
@@ -410,11 +421,14 @@ def _nulls(lives: Lifetimes, several: Sequence[_Signs], deals: int, random: np.r
     return found
 
 
-def _beside(found: Estimate, null: Sequence[float], level: float) -> Estimate:
-    """With its null; where as much comes out when nothing flows, 0 is in the interval, if deals can tell."""
+def _beside(found: Estimate, null: Sequence[float], level: float, bound: float) -> Estimate:
+    """With its null; where as much comes out when nothing flows, 0 is in the interval, if deals can tell.
+
+    Nothing is above the bound, of which either quantity may be all, in the literal mode both.
+    """
     p = _share(null, found.plain)
     low = 0.0 if len(null) + 1 > 1 / level and p > level else found.low
-    return found._replace(low=low, null=_mean(null), p=p)
+    return found._replace(low=min(low, bound), high=min(found.high, bound), null=_mean(null), p=p)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ import json
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,31 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def plasticity_of(folder: Path, seed: int = 0) -> tuple[Plasticity, str, list[tuple[int, float]]]:
-    """Of the newest saved life of a run; what it was found on, in words; and what looks on the way found, if asked to.
+class Look(NamedTuple):
+    """What a look of a run found: after so many answers and updates, bits."""
+
+    answers: int
+    update: int
+    bits: float
+
+
+class RunPlasticity(NamedTuple):
+    """Plasticity of the newest saved life of a run.
+
+    Attributes:
+        found: now, after `update` updates.
+        probe: what it was found on, in words.
+        history: looks that the run took on its way, if it was asked to.
+    """
+
+    found: Plasticity
+    update: int
+    probe: str
+    history: list[Look]
+
+
+def plasticity_of(folder: Path, seed: int = 0) -> RunPlasticity:
+    """Of a run, see `pliant.learn.probe.plasticity`.
 
     Args:
         folder: of a run of `pliant learn` whose targets are classes.
@@ -90,8 +113,9 @@ def plasticity_of(folder: Path, seed: int = 0) -> tuple[Plasticity, str, list[tu
     _read(folder / CONFIG)
     learner, checkup, probe = _probed(run)
     found = plasticity(learner, pairs_of(checkup.questions, checkup.answers), seed=seed)
-    rows = [(int(row["answers"]), row["health"].get("whole", {}).get("plasticity")) for row in _looks(run)]
-    return found, probe, [(answers, bits) for answers, bits in rows if bits is not None]
+    looks = [(row, row["health"].get("whole", {}).get("plasticity")) for row in _looks(run)]
+    history = [Look(int(row["answers"]), int(row["update"]), bits) for row, bits in looks if bits is not None]
+    return RunPlasticity(found, learner.updates, probe, history)
 
 
 def _looks(run: Run) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def _range(one: Estimate) -> str:
     return f"{one.bits:.3f} bits ({one.low:.3f} to {one.high:.3f}{chance})"
 
 
-def of_one_life(turns: Turns, *, depth: int = 5) -> Measured:
+def of_one_life(turns: Turns, *, indices: int | None = None, depth: int = 5) -> Measured:
     """Rates of one long life, see `pliant.measure.context_tree`.
 
     Raises:
@@ -94,7 +94,7 @@ def of_one_life(turns: Turns, *, depth: int = 5) -> Measured:
     """
     if len(turns.lives) != 1:
         raise UsageError(f"of_one_life: the log has {len(turns.lives)} lives")
-    actions, observations = (rows[0] for rows in turns.arrays())
+    actions, observations = (rows[0] for rows in turns.arrays(indices))
     if len(actions) <= depth + 1:
         raise UsageError(f"one life of {len(actions)} indices says nothing of its rates; record a longer one, or many")
     trees = ContextTrees(turns.sizes, depth=depth, order=turns.order)

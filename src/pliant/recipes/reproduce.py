@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pliant.core import UsageError
+from pliant.core import Disk, UsageError
 from pliant.core.plain import dumps
 
 Scale = Literal["minute", "ten", "hour", "paper"]
@@ -96,7 +96,7 @@ def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = la
     claims = what.judge(results)
     if what.page is not None:
         try:
-            (folder / "page.html").write_text(what.page(results, claims), encoding="utf-8")
+            Disk().replace_file(folder / "page.html", what.page(results, claims).encode())
         except OSError as error:
             raise UsageError(f"{folder} cannot be written ({error.strerror or error})") from None
     return {"claims": [asdict(claim) | {"scale": scale, "seconds": seconds} for claim in claims]}

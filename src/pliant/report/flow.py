@@ -52,6 +52,28 @@ def picture(curve: Curve, *, matrix: np.ndarray | None = None, order: str = "AO"
         return document(figure)
 
 
+def of_learner(looks: Sequence[tuple[int, float]], now: tuple[int, float], error: float, most: float) -> str:
+    """An SVG document: bits of one learner at updates that were looked at, and now with its error, under the most."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        x, y = np.array([*looks, now], np.float64).T
+        axes.axhline(most, color="#888888", linewidth=1)
+        axes.annotate(f"at most {most:.3g}", (x[0], most), (0, -12), textcoords="offset points", color="#666666",
+                      fontsize=FONT - 1)  # fmt: skip
+        axes.plot(x, y, color=PLASTICITY, linewidth=2.2, marker="o", markersize=3)
+        axes.errorbar(*now, yerr=error, color=PLASTICITY, marker="o", markersize=7, capsize=4)
+        axes.set_ylim(0, 1.06 * most)
+        axes.xaxis.set_major_formatter(thousands)
+        axes.set_xlabel("updates")
+        axes.set_ylabel("bits per answer")
+        axes.set_title("plasticity: how far random targets shape what it says", loc="left", fontsize=FONT)
+        return document(figure)
+
+
 def document(figure: Any) -> str:
     """A figure as an SVG document, the same bytes each time."""
     buffer = io.BytesIO()

@@ -119,7 +119,7 @@ def read_turns(path: Path) -> Turns:
             outside of its alphabet, or a life that ends within an index.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return parse(file, str(path))
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no text, expected a log with one line of JSON for each turn") from None
