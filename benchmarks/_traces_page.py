@@ -3,7 +3,6 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 from _ledger import DOCS
@@ -14,7 +13,6 @@ BEGIN, END = "<!-- figures, by `python benchmarks/traces.py draw` -->", "<!-- en
 COLORS = {"trace 1": "#56B4E9", "trace exact": "#009E73", "trace": BLUE, "trace 16": BLUE, "trace 32": "#009E73",
           "immediate": "#666666", "bptt 1": "#666666", "bptt 32": ORANGE, "bptt 256": "#E69F00"}  # fmt: skip
 DEPTHS = (1, 2, 4, 8)
-UNITS = {"GatedLRU": "a gated LRU", "RGLRU": "an RG-LRU behind an embedding that has no traces"}
 TASKS = {"recall": "one marked bit", "copy": "three marked bits"}
 
 Line = Mapping[str, Any]
@@ -35,16 +33,11 @@ def draw(lines: Sequence[Line]) -> None:
     _figure(lines)
 
 
-def unit_of(line: Line) -> str:
-    """Of a cell; the first ones do not say it."""
-    return line.get("unit", "RGLRU")
-
-
-def by_distance(lines: Sequence[Line], unit: str, task: str) -> dict[str, dict[int, list[Line]]]:
+def by_distance(lines: Sequence[Line], task: str) -> dict[str, dict[int, list[Line]]]:
     """Records of a task by rule and distance."""
     found: dict[str, dict[int, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if line["kind"] == "distance" and (unit_of(line), line["task"]) == (unit, task):
+        if line["kind"] == "distance" and line["task"] == task:
             found[line["rule"]][line["distance"]].append(line)
     return found
 
@@ -74,24 +67,21 @@ def _cosines(lines: Sequence[Line]) -> list[str]:
 
 def _distances(lines: Sequence[Line]) -> list[str]:
     text = []
-    for unit, task in product(("GatedLRU", "RGLRU"), TASKS):
-        found = by_distance(lines, unit, task)
+    for task in TASKS:
+        found = by_distance(lines, task)
         distances = sorted({distance for rule in found.values() for distance in rule})
-        if not found:
-            continue
         text += [f"Accuracy over the last fifth of a life, *{task}*: {TASKS[task]} in noise, asked for so many steps",
-                 f"later (chance 0.5; {UNITS[unit]}; 16 units, 16 streams,",
-                 "questions of 16 steps, the same episodes for all).",
-                 "Several numbers are several seeds. KB: what learning holds beside parameters and optimizer; µs:",
-                 "processor time of a step of all streams.", ""]  # fmt: skip
-        text += ["| rule | " + " | ".join(f"{d:,} steps" for d in distances) + " | KB | µs a step |",
+                 "later (chance 0.5; a gated LRU of 16 units, 64 streams, questions of 16 steps, the same episodes for",
+                 "all). Several numbers are several seeds. KB: what learning holds for a stream beside parameters and",
+                 "optimizer; µs: processor time of a step of all streams.", ""]  # fmt: skip
+        text += ["| rule | " + " | ".join(f"{d:,} steps" for d in distances) + " | KB a stream | µs a step |",
                  "| --- " * (3 + len(distances)) + "|"]  # fmt: skip
         for rule, cells in sorted(found.items()):
             each = [" ".join(f"{line['accuracy']:.2f}" for line in cells[d]) if d in cells else "" for d in distances]
             runs = [line for d in cells for line in cells[d]]
-            size, time = (max(line["bytes"] for line in runs) / 1000,
+            size, time = (max(line["bytes"] / line["streams"] for line in runs) / 1000,
                           statistics.median(line["microseconds a step"] for line in runs))  # fmt: skip
-            text.append(f"| {rule} | " + " | ".join(each) + f" | {size:.0f} | {time:.0f} |")
+            text.append(f"| {rule} | " + " | ".join(each) + f" | {size:.1f} | {time:.0f} |")
         text.append("")
     return text
 
@@ -111,13 +101,12 @@ def _figure(lines: Sequence[Line]) -> None:
             axes.set_xlabel("layers")
             axes.set_ylabel("cosine, recurrent parameters")
         axes = figure.add_subplot(1, 3, 3)
-        unit = "GatedLRU" if by_distance(lines, "GatedLRU", "recall") else "RGLRU"
-        for rule, cells in by_distance(lines, unit, "recall").items():
+        for rule, cells in by_distance(lines, "recall").items():
             at = sorted(cells)
             means = [statistics.fmean(line["accuracy"] for line in cells[d]) for d in at]
             axes.plot(at, means, marker="o", markersize=4, color=COLORS[rule], label=rule)
         axes.set_xscale("log")
-        axes.set_title(f"recall, {unit}", loc="left", fontsize=10)
+        axes.set_title("recall of one bit", loc="left", fontsize=10)
         axes.set_xlabel("steps back")
         axes.set_ylabel("accuracy")
         axes.legend(frameon=False, fontsize=8.5, labelcolor="#444444")

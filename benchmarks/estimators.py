@@ -28,8 +28,8 @@ COMMAND = "python benchmarks/estimators.py --draw --ledger"
 TRIALS, MORE, TIMES = 400, 1600, (3, 10, 30, 100)
 """Of a place, and of one where the verdict is "enough" in some trials and not in others."""
 WHICH = ("empowerment", "plasticity")
-FEW = 100
-"""Trials with enough lives below which a place has no coverage to speak of."""
+FEW = 0.25
+"""Share of trials with enough lives below which a place has no coverage to speak of: these are the lucky ones."""
 DRAWN = ((2, 3, 3, "OA"), (3, 2, 3, "AO"), (2, 2, 4, "OA"), (2, 2, 3, "AO"), (3, 3, 2, "OA"), (2, 4, 2, "AO"))
 """Systems whose probabilities are drawn: |A|, |O|, indices, order."""
 UNEVEN = ("coins of", "rare", "uneven")
@@ -111,7 +111,7 @@ def lives() -> None:
         truth = {"empowerment": empowerment(law, **window), "plasticity": plasticity(law, **window)}
         rows = _trials(law, key["lives"], window, truth, range(TRIALS))
         enough = [int(rows[which][:, 3].sum()) for which in WHICH]
-        if any(FEW / 2 <= count < TRIALS for count in enough):
+        if any(FEW * TRIALS <= count < TRIALS for count in enough):
             more = _trials(law, key["lives"], window, truth, range(TRIALS, MORE))
             rows = {which: np.concatenate([rows[which], more[which]]) for which in WHICH}
         keep(key | {which: _summary(truth[which], rows[which]) for which in WHICH})
@@ -177,8 +177,9 @@ def neural() -> None:
 
 def covered(lines: list[Line]) -> list[tuple[Line, str, Line]]:
     """Places with enough lives, and something to find out: where flow is certain, so is the interval."""
-    return [(line, which, line[which]) for line in lines for which in WHICH
-            if line[which]["enough"] >= FEW and line[which]["deviation of enough"] > 1e-9]  # fmt: skip
+    every = [(line, which, line[which]) for line in lines for which in WHICH]
+    return [(line, which, one) for line, which, one in every
+            if one["enough"] >= FEW * one["trials"] and one["deviation of enough"] > 1e-9]  # fmt: skip
 
 
 def draw(ledger: bool) -> None:
@@ -187,6 +188,8 @@ def draw(ledger: bool) -> None:
     shares = np.array([one["held of enough"] / one["enough"] for _, _, one in good])
     pooled = sum(one["held of enough"] for *_, one in good) / sum(one["enough"] for *_, one in good)
     inside = int(((shares >= 0.92) & (shares <= 0.98)).sum())
+    lucky = [line[which] for line in by["lives"] for which in WHICH
+             if 0 < line[which]["enough"] < FEW * line[which]["trials"]]  # fmt: skip
     within = {name: [.92 <= share <= .98 for (line, _, _), share in zip(good, shares, strict=True)
                      if line["system"].startswith(name)] for name in (UNEVEN, FRESH)}  # fmt: skip
     text = [
@@ -196,6 +199,7 @@ def draw(ledger: bool) -> None:
             fresh=sum(within[FRESH]),
             of_fresh=len(within[FRESH]),
             pooled=pooled,
+            lucky=sum(one["held of enough"] for one in lucky) / max(1, sum(one["enough"] for one in lucky)),
             inside=inside,
             places=len(shares),
             low=shares.min(),
@@ -233,9 +237,11 @@ live many times; each row is 400 trials, or 1,600 if only some have lives enough
 
 Where there were enough, intervals held the truth in {pooled:.1%} of all trials, and in {low:.1%} to {high:.1%} of those
 of one row; {inside} of {places} rows lie within 92 to 98 %, where chance alone moves a row by 1.1 points. Rows in which
-estimates with that verdict are all the same do not count. How wide intervals are, and how many lives are enough, was
-chosen on these systems, with other lives, but for the five whose names begin with *fresh*: {fresh} of their {of_fresh}
-rows lie within, and {uneven} of {of_uneven} of the five before them, in which some symbols or kinds of lives are rare.
+estimates with that verdict are all the same do not count, nor those with fewer than a quarter of such trials: these
+are the lucky ones that saw nothing of what is rare, {lucky:.1%} of which held the truth. How wide intervals are, and
+how many lives are enough, was chosen on these systems, with other lives, but for the five whose names begin with
+*fresh*: {fresh} of their {of_fresh} rows lie within, and {uneven} of {of_uneven} of the five before them, in which some
+symbols or kinds of lives are rare.
 
 ![Bias and coverage](estimators.svg)
 
@@ -269,7 +275,7 @@ def _table_of_lives(lines: list[Line]) -> str:
         for which in WHICH:
             one = line[which]
             pair = f"A {a}:{b} -> O {c}:{d}" if which == "empowerment" else f"O {c}:{d} -> A {a}:{b}"
-            held = f"{one['held of enough'] / one['enough']:.1%}" if one["enough"] >= FEW else ""
+            held = f"{one['held of enough'] / one['enough']:.1%}" if one["enough"] else ""
             rows.append(_row(line["system"], pair, f"{line['lives']:,}", f"{one['truth']:.4f}",
                              f"{one['plain bias']:+.4f}", f"{one['bias']:+.4f}", f"{one['deviation']:.4f}",
                              f"{one['enough'] / one['trials']:.0%}", held))  # fmt: skip
@@ -335,7 +341,7 @@ def _share(one: Line, enough: bool) -> float:
     """Of the trials with that verdict, if there are enough of them."""
     count = one["enough"] if enough else one["trials"] - one["enough"]
     held = one["held of enough"] if enough else one["held"] - one["held of enough"]
-    return held / count if count >= FEW else math.nan
+    return held / count if count >= FEW * one["trials"] else math.nan
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pliant.measure.law import Law
 Correction = Literal["none", "miller-madow", "jackknife", "grassberger", "chao-shen"]
 PER_PREFIX = 30
 """Lives for each kind of prefix of the whole windows, seen or likely, below which no verdict is "enough"."""
-RESTING = 20
+RESTING = 40
 """How often each symbol has to have been seen, and on how many lives the variance has to rest: all of them over the
 kurtosis of their ratios, since rare lives that say much are what an interval misses until there are that many."""
 UNSURE = 0.5
