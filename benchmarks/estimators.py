@@ -324,8 +324,9 @@ def _figure(lines: list[Line]) -> None:
         axes.axhspan(0.92, 0.98, color="#f1f1ee", linewidth=0)
         axes.axhline(0.95, color="#888888", linewidth=1)
         for enough, color, name in ((False, "#bbbbbb", "not enough lives"), (True, BLUE, "enough lives")):
+            spread = "deviation of enough" if enough else "deviation"
             points = [(line["lives"], _share(line[which], enough)) for line in lines for which in WHICH
-                      if line[which]["deviation"] > 1e-9]  # fmt: skip
+                      if line[which][spread] > 1e-9]  # fmt: skip
             x, y = np.array(points).T
             axes.semilogx(x, y, "o", color=color, markersize=4, label=name)
         axes.set_ylim(0.5, 1.01)
