@@ -31,7 +31,7 @@ def infomeasure(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def pyinform(x: np.ndarray, y: np.ndarray) -> float:
-    peer = pytest.importorskip("pyinform.transferentropy", reason="pyinform is installed by hand")
+    peer = pytest.importorskip("pyinform.transferentropy", reason="pyinform is not installed")
     return float(peer.transfer_entropy(x, y, k=1))
 
 
