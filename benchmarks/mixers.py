@@ -1,4 +1,4 @@
-"""Mixers in the main job, online: what they take in bits, and in processor time. Also: does sharper attention help?
+"""Mixers in the main job, online: what they take in bits, and in processor time. Also: do sharper weights help?
 
 python benchmarks/mixers.py --data FOLDER        # whatever is missing in docs/results/mixers.jsonl
 python benchmarks/mixers.py --draw               # docs/online.md
@@ -7,6 +7,9 @@ python benchmarks/mixers.py --ledger
 FOLDER holds `streams`, the layout that `pliant.streams.named` reads. Streams are those of `pliant learn digits` and
 `pliant learn series`, with all else as it is by default. Each mixer has the rate of the recipe and a third of it, tried
 on each stream with a seed of its own; the one with fewer bits is run with other seeds. Set OMP_NUM_THREADS=1.
+
+Weights of attention, of the scales of MS-SSM, and of the answers themselves (the read-out) are made sharper, each
+beside the same with softmax.
 """
 
 import math
@@ -20,7 +23,12 @@ from typing import Any
 from _ledger import DOCS, append
 from _trials import Record, Trials
 from streams import driven, options_of
+from torch import Tensor
 
+from pliant import mixers as known_mixers
+from pliant.kernels import adaptive_softmax
+from pliant.mixers import MultiScaleSSM
+from pliant.mixers.multi_scale import ScaleWeights
 from pliant.models import SequenceClassifier
 from pliant.models.table import TableModel
 from pliant.recipes import digits, series
@@ -30,6 +38,7 @@ TUNING, SEEDS, SHARES = 100, (0, 1, 2), (1.0, 1 / 3)
 RATE = 3e-3
 """Of both recipes."""
 DEFAULT, SOFTMAX = "GatedLRU", "WindowAttention"
+SCALES, READOUT = "MS-SSM, softmax weights", "GatedLRU, adaptive read-out"
 MIXERS: dict[str, tuple[str, dict[str, Any] | None]] = {
     DEFAULT: ("GatedLRU", None),
     "MS-SSM": ("MultiScaleSSM", {}),
@@ -39,22 +48,63 @@ MIXERS: dict[str, tuple[str, dict[str, Any] | None]] = {
     SOFTMAX: ("WindowAttention", {"window": 64}),
     "WindowAttention, adaptive": ("WindowAttention", {"window": 64, "sharpen": "adaptive"}),
     "WindowAttention, perplexity": ("WindowAttention", {"window": 64, "sharpen": "perplexity"}),
+    SCALES: ("MultiScaleSSM", {"weights": "softmax"}),
+    "MS-SSM, adaptive weights": ("SharpScales", {}),
+    READOUT: ("GatedLRU", None),
 }
-SHARP = [name for name in MIXERS if name.startswith(SOFTMAX) and name != SOFTMAX]
+SHARP = {"WindowAttention, adaptive": SOFTMAX, "WindowAttention, perplexity": SOFTMAX,
+         "MS-SSM, adaptive weights": SCALES, READOUT: DEFAULT}  # fmt: skip
+"""Beside which softmax each stands."""
 ROWS = {"electricity": 12_000, "weather": 12_000, "outdoor": None, "regimes": 20_000}
 STREAMS = ("digits, permute", "digits, random", *ROWS)
 
 
+class _SharpWeights(ScaleWeights):
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_softmax(self.linear(x))
+
+
+class SharpScales(MultiScaleSSM):
+    """With `adaptive_softmax` in the place of softmax over scales."""
+
+    def __init__(self, width: int):
+        super().__init__(width, weights="softmax")
+        self.weights.__class__ = _SharpWeights
+        self.weights.kind = "channel"  # has no pass of its own for one step
+
+
+class _SharpReadout:
+    """A model whose answers are those of `adaptive_softmax`."""
+
+    descend = None
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        output, state = super().forward(*args, **options)  # type: ignore[misc]
+        return adaptive_softmax(output).clamp_min(1e-30).log(), state
+
+
+class SharpClassifier(_SharpReadout, SequenceClassifier):
+    """For digits."""
+
+
+class SharpTable(_SharpReadout, TableModel):
+    """For tables with classes."""
+
+
 def run(data: Path, mixer: str, stream: str, rate: float, seed: int) -> Record:
     name, options = MIXERS[mixer]
+    if name == SharpScales.__name__:
+        known_mixers.SharpScales = SharpScales  # type: ignore[attr-defined]
+        known_mixers.__all__ = [*known_mixers.__all__, name]
+    sequence, table = (SharpClassifier, SharpTable) if mixer == READOUT else (SequenceClassifier, TableModel)
     more: dict[str, Any] = {"mixer": name, "mixer_options": options}
     common: dict[str, Any] = {"opponents": (), "seed": seed, "lr": rate}
     recipe: Any = digits if stream.startswith("digits") else series
     if recipe is digits:
-        recipe.SequenceClassifier = SimpleNamespace(sized=partial(SequenceClassifier.sized, **more))
+        recipe.SequenceClassifier = SimpleNamespace(sized=partial(sequence.sized, **more))
         config: Any = digits.DigitsConfig(change=stream.split(", ")[1], **common)  # type: ignore[arg-type]
     else:
-        recipe.TableModel = partial(TableModel, **more)
+        recipe.TableModel = partial(table, **more)
         named = {"stream": "regimes"} if stream == "regimes" else options_of(stream, data)
         config = series.SeriesConfig(**named, rows=ROWS[stream], **common)
     summary, _ = driven(recipe, config)
@@ -143,19 +193,16 @@ def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
          **{f"{name}: time over the default": slower(found, name) for name in found}, "seeds": len(seeds)},
         holds=rank[DEFAULT] <= min(rank.values()),
     )  # fmt: skip
-    if not {SOFTMAX, *SHARP} <= set(found):
-        return
-    gains = {f"{name}, {stream}": mean(found[SOFTMAX][stream]) - mean(found[name][stream])
-             for name in SHARP for stream in STREAMS}  # fmt: skip
-    noise = {
-        stream: math.sqrt(2) * statistics.stdev(run["bits"] for run in found[SOFTMAX][stream]) for stream in STREAMS
-    }
-    better = {name: sum(gains[f"{name}, {stream}"] > noise[stream] for stream in STREAMS) for name in SHARP}
-    append(
-        "learn: window attention takes fewer bits with sharper weights than with softmax, beyond the spread of seeds, "
-        "on most of six streams", command, {**gains, **{f"{name}: streams": n for name, n in better.items()}},
-        holds=max(better.values()) > len(STREAMS) / 2, note="bits of softmax less bits with sharper weights",
-    )  # fmt: skip
+    for name, plain in SHARP.items():
+        if {name, plain} <= set(found):
+            gains = {stream: mean(found[plain][stream]) - mean(found[name][stream]) for stream in STREAMS}
+            better = [gains[s] > math.sqrt(2) * statistics.stdev(run["bits"] for run in found[plain][s])
+                      for s in STREAMS]  # fmt: skip
+            append(
+                f"learn: {name}, takes fewer bits than {plain}, beyond the spread of seeds, on most of six streams",
+                command, {**gains, "streams": sum(better)}, holds=sum(better) > len(STREAMS) / 2,
+                note="bits of softmax less bits with sharper weights",
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
