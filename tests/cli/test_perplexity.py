@@ -58,6 +58,30 @@ def test_models_on_a_text(models: list[Path], tmp_path: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["comparisons"] == found["comparisons"]
 
 
+def test_a_model_that_gives_no_numbers_is_never_picked(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with seeded(0):
+        model = LanguageModel(width=16, depth=1)
+    torch.nn.init.constant_(model.embed.weight, math.nan)
+    model.save_pretrained(tmp_path / "hollow")
+    text, figure = models[0].parent / "text.txt", tmp_path / "figure.svg"
+    run = ["measure", "perplexity", str(tmp_path / "hollow"), *map(str, models), "--text", str(text), "--piece", "200"]
+    assert main([*run, "--figure", str(figure)]) == 0
+    out, err = capsys.readouterr()
+    assert "perplexity picks taught, most right is taught" in out and "hollow gave no numbers" in out
+    assert "not in the figure: hollow" in err and "hollow" not in figure.read_text()
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_scored(
+    models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["measure", "perplexity", *map(str, models), "--text", str(models[0].parent / "text.txt")]
+    assert main([*run, "--figure", str(tmp_path / "nowhere" / "a.svg")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "there is no folder" in err
+
+
 def log(path: Path, right_more: float, sure: float, task: str = "sst2") -> Path:
     """A log as lm-eval writes it, of 300 questions with two choices; numbers stand in it as text."""
     random, lines = generator(7, "truth"), []

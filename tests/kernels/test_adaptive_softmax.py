@@ -25,7 +25,7 @@ from pliant.kernels import (
     tempered_softmax,
 )
 from pliant.kernels._adaptive_softmax import COEFFICIENTS, inverse_temperature
-from pliant.kernels._row_softmax import row_entropy
+from pliant.kernels._row_softmax import row_entropy, row_softmax
 from tests.suite import close
 
 FORMS = ("loop", "numba")
@@ -134,6 +134,16 @@ def test_check_6_shifts_orders_and_masked_entries(kind: Any, n: int, scale: floa
     mask = torch.arange(n + 5) < n
     torch.testing.assert_close(kind(longer, mask=mask)[:, :n], found, atol=1e-6, rtol=0)
     assert not kind(longer, mask=mask)[:, n:].any()
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+@pytest.mark.parametrize("scale", [3.0, -3.0])
+def test_both_forms_keep_shifts_in_float32(offset: float, scale: float) -> None:
+    row = (drawn(4, 30) * 8).round() / 8  # so that the offset rounds nothing away
+    wanted = (scale * row).softmax(-1).float()
+    for form in ("loop", "numba"):
+        found = row_softmax((row + offset).float(), torch.full((4, 1), scale), form)
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 @every_kind
@@ -322,8 +332,13 @@ def test_what_does_not_fit_is_refused(kind: Any, unchecked: None) -> None:
         kind(drawn(3, 4), mask=torch.ones(5, dtype=torch.bool))
     with pytest.raises(UsageError, match="true where visible"):
         kind(drawn(3, 4), mask=torch.ones(4))
-    with pytest.raises(UsageError, match="alpha"):
-        entmax(drawn(3), alpha=1.0)
+    with pytest.raises(UsageError, match="expected floating point"):
+        kind(torch.arange(4))
+    for alpha in (1.0, math.inf):
+        with pytest.raises(UsageError, match="alpha"):
+            entmax(drawn(3), alpha=alpha)
+    with pytest.raises(UsageError, match="items"):
+        perplexity_softmax(drawn(3), items=0.0)
     with pytest.raises(UsageError, match="power"):
         stieltjes(drawn(3), power=0.0)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pliant.core import UsageError, generator, seeded
 from pliant.measure.copying import copy_bound, copy_length, wrong_but_low
@@ -125,6 +125,28 @@ def test_other_tokens_and_answers_of_other_packages() -> None:
 
     ours = wrong_but_low(toy, [12], at=-1)
     assert wrong_but_low(other, [12], at=-1, symbols=(5, 7), stop=6, begin=[9]) == ours
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_models_that_cannot_copy_at_all_are_refused() -> None:
+    random = generator(0, "restless")
+
+    def restless(tokens: Tensor) -> Tensor:
+        return torch.randn(*tokens.shape, 3, dtype=torch.float64, generator=random)
+
+    class Dropped(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return toy(tokens) if not self.training else restless(tokens)
+
+    with pytest.raises(UsageError, match="differs from call to call"):
+        wrong_but_low(restless, [200])
+    with pytest.raises(UsageError, match="no numbers"):
+        wrong_but_low(lambda tokens: toy(tokens) * math.nan, [4])
+    model = Dropped()
+    assert wrong_but_low(model, [12], at=-1) == wrong_but_low(toy, [12], at=-1) and model.training
+    for call in (lambda: copy_bound(0, 0.1, 0.1), lambda: copy_length(0.0, 0.1)):
+        with pytest.raises(UsageError, match="expected"):
+            call()
     with pytest.raises(UsageError, match="has no place 5"):
         wrong_but_low(toy, [3], at=5)
     with pytest.raises(UsageError, match="expected 3 symbols"):

@@ -110,10 +110,16 @@ def test_a_model_is_watched_and_left_as_it_was(sharpen: object) -> None:
     assert watches["1"].rows().keys.max() == 5
     found = heads(watches, 0.9)
     assert [(head.layer, head.head, head.keys) for head in found][1:3] == [("0", 1, [2, 4, 8, 12]), ("1", 0, [2, 4, 5])]
-    assert all(head.widest >= head.spread and head.limit == sharp_limit(head.widest, 0.9) for head in found)
+    assert all(head.widest >= max(head.spread) and head.limit == sharp_limit(head.widest, 0.9) for head in found)
     rows = watches["0"].rows()
     assert found[1].top[2] == pytest.approx(float(rows.top[1][(rows.keys > 4) & (rows.keys <= 8)].mean()))
     assert "of 4 heads" in verdict(found, 0.9) and len(table(found, 0.9)) == 5
+
+
+def test_logits_that_are_no_numbers_are_told() -> None:
+    with pytest.raises(UsageError, match="no numbers"):
+        Watch()(torch.tensor([[[[0.0, math.nan]]]]))
+    assert share_limits(1000.0, 1) == (1.0, 1.0)
 
 
 def test_the_verdict_counts_heads() -> None:

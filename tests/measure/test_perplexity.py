@@ -210,6 +210,10 @@ def test_checks_4_and_5_how_far_a_less_accurate_model_may_win() -> None:
         curve = [critical_accuracy(accuracy, 0.4, float(gamma)) for gamma in grid]
         assert found.least <= min(curve) + 1e-12
         assert grid[int(np.argmin(curve))] == pytest.approx(found.gamma, abs=2e-4)
+        # There it is level, to second order.
+        assert critical_accuracy(accuracy, 0.4, found.gamma) == pytest.approx(found.least, abs=1e-9)
+        beside = [critical_accuracy(accuracy, 0.4, found.gamma + step) for step in (-1e-6, 1e-6)]
+        assert beside[1] - beside[0] == pytest.approx(0, abs=1e-10)
         assert code_length(found.least, 1 - found.least) == pytest.approx(code_length(accuracy, 0.4), abs=1e-12)
     assert free_lunch(0.6, 0.4) is None
     assert free_lunch(0.5, 0.4) is None
@@ -230,6 +234,7 @@ def test_check_6_the_general_form_has_eq_11_in_it(accuracy: float, gamma: float,
 def test_check_8_temperature_and_the_bound_of_boole() -> None:
     assert tempered(0.1, 0.5) == pytest.approx(1 - 0.9878048780, abs=1e-10)
     assert tempered(0.1, 2.0) == pytest.approx(0.25, abs=1e-12)
+    assert tempered(0.1, 1e-3) == 0.0 == 1 - tempered(0.9, 1e-3)
     for gamma in (0.001, 0.01, 0.1):
         assert tempered(gamma, 1.0) == pytest.approx(gamma, rel=1e-12)
         assert all(1 - (1 - gamma) ** n <= n * gamma + 1e-15 for n in (1, 10, 100))
@@ -245,7 +250,7 @@ def pair(tokens: int = 1000) -> tuple[TokenScores, TokenScores]:
     for share, sure, left in ((0.6, 0.6, 0.3), (0.7, 0.9, 0.02)):
         right = torch.arange(tokens) < share * tokens
         scores = TokenScores()
-        scores.add(-torch.where(right, sure, left).double().log(), right)
+        scores.add(-torch.where(right, *torch.tensor([sure, left], dtype=torch.float64).log()), right)
         made.append(scores)
     return made[0], made[1]
 
@@ -253,9 +258,9 @@ def pair(tokens: int = 1000) -> tuple[TokenScores, TokenScores]:
 def test_check_6_perplexity_picks_the_less_accurate_model() -> None:
     a, b = pair()
     found = compare(a, b, names=("small", "large"))
-    assert (found.a.nll, found.b.nll) == pytest.approx((0.7880844960, 1.2473592626), abs=1e-7)
-    assert found.critical[0] == pytest.approx(0.8206502462, abs=1e-7)
-    assert found.parts == pytest.approx((-0.2249904835, -0.2635523203, 0.9478175704), abs=1e-6)
+    assert (found.a.nll, found.b.nll) == pytest.approx((0.7880844960, 1.2473592626), abs=1e-9)
+    assert found.critical[0] == pytest.approx(0.8206502462, abs=1e-9)
+    assert found.parts == pytest.approx((-0.2249904835, -0.2635523203, 0.9478175704), abs=1e-9)
     assert sum(found.parts) == pytest.approx(found.b.nll - found.a.nll, abs=1e-12)
     assert (found.only_a, found.only_b) == (0, 100)
     assert found.verdict == "perplexity picks the less accurate model"
@@ -302,9 +307,50 @@ def test_agree_and_unresolved() -> None:
     assert near.verdict == "unresolved"
     alone = compare(scored(logits, targets), scored(logits.roll(1, 0), targets))
     assert alone.verdict == "unresolved"
-    assert "one document cannot tell" in alone.sentence
+    assert "1 document cannot tell, give 6 or more" in alone.sentence
     sure = scored(torch.where(torch.eye(5, dtype=torch.bool)[targets], -torch.inf, logits), targets, document=documents)
     assert "no probability" in compare(good, sure).sentence
+    none = scored(torch.full_like(logits, math.nan), targets, document=documents)
+    assert "loud gave no numbers" in compare(good, none, names=("good", "loud")).sentence
+    assert selection(np.array([math.nan, 1.0, 2.0]), np.array([0.1, 0.9, 0.2])).picked == 1
+
+
+def test_a_difference_over_few_documents_is_rarely_told_where_there_is_none() -> None:
+    random = np.random.default_rng(0)
+    for documents in (2, 5, 6, 8):
+        found = [bootstrap(random.normal(size=documents), np.ones(documents), resamples=1000) for _ in range(400)]
+        assert sum(one.resolved for one in found) <= 0.1 * len(found)  # percentiles as they are: 17 % of six
+        assert math.isnan(found[0].low) == (documents < 6)
+
+
+def test_answers_without_documents_stay_apart_when_scores_are_merged() -> None:
+    whole, parts = TokenScores(), [TokenScores(), TokenScores()]
+    for part in parts:
+        nll, right = torch.tensor([0.1, 0.7, 0.4], dtype=torch.float64), torch.tensor([True, False, True])
+        part.add(nll, right)
+        whole.add(nll, right)
+    merged = parts[0].merge(parts[1])
+    assert len(merged.columns()["document"].unique()) == 6
+    assert all(merged.columns()[name].equal(whole.columns()[name]) for name in ("document", "nll", "right"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_scores_that_do_not_fit_are_refused() -> None:
+    scores, logits, targets = TokenScores(), torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.int64)
+    for options, said in (
+        ({"mask": torch.ones(2, 3, dtype=torch.int64)}, "mask is torch.int64"),
+        ({"mask": torch.ones(3, 2, dtype=torch.bool)}, r"mask is torch.bool \(3, 2\)"),
+        ({"document": torch.zeros(7, dtype=torch.int64)}, r"document is \(7,\)"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            scores.update(logits, targets, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="target is"):
+        scores.add(torch.zeros(3), torch.ones(3, dtype=torch.bool), target=torch.zeros(2, dtype=torch.int64))
+    scores.update(logits[0, 0], targets[0, 0])
+    state = scores.state_dict()
+    for name, wrong in (("sums", state["sums"][:1]), ("sums", 2 * state["sums"]), ("bins", state["bins"].float())):
+        with pytest.raises(UsageError, match="do not fit each other"):
+            TokenScores().load_state_dict(state | {name: wrong})
 
 
 def test_check_14_mcnemar_and_z() -> None:

@@ -53,6 +53,27 @@ def test_documents_beside_each_other_are_scored_as_each_alone(mixer: str) -> Non
     assert int(scores["num_bytes"].sum()) == sum(len(text.encode()) for text in texts)
 
 
+def test_documents_longer_than_the_model_has_room_for_are_scored_in_windows() -> None:
+    with seeded(0):
+        model = LanguageModel(width=8, depth=1, mixer="FullAttention", mixer_options={"max_steps": 40})
+    text = "some words, and more of them " * 4
+    scores, tokens = score_ours(model, [text, "short"]).columns(), ByteTokenizer().encode(text)
+    own = scores["nll"][scores["document"] == 0]
+    with torch.no_grad():
+        logits = [model(tokens[None, i : i + 40])[0] for i in range(0, len(tokens) - 1, 40)]
+    whole = torch.cat(logits, 1)[0, : len(tokens) - 1]
+    torch.testing.assert_close(own.float(), model.nats(whole, tokens[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in ("one\u2028two", "three\x85four"))
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert documents([tmp_path / "a.jsonl"]) == ["one\u2028two", "three\x85four"]
+    (tmp_path / "b.jsonl").write_text('{"text": "\\ud800"}')
+    with pytest.raises(UsageError, match="line 1: expected an object"):
+        documents([tmp_path / "b.jsonl"])
+
+
 class Pairs:
     """A tokenizer of two letters each, as one of transformers; `Fixed` is a model that always says the same."""
 

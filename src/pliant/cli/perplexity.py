@@ -51,6 +51,8 @@ def command(arguments: list[str]) -> int:
         raise Misuse(what)
     if bool(options.models) != bool(options.text):
         raise Misuse("pliant measure perplexity: models need --text FILE, and --text needs models")
+    if options.save is not None and not options.models:
+        raise Misuse("pliant measure perplexity: --save keeps scores of models; those of --scores are kept already")
     if options.piece < 1 or (options.limit is not None and options.limit < 1):
         raise Misuse(
             f"pliant measure perplexity: --piece {options.piece} and --limit {options.limit} must be at least 1"
@@ -59,13 +61,17 @@ def command(arguments: list[str]) -> int:
     from pliant.core.plain import dumps
     from pliant.recipes.contest import contest
 
+    if options.figure is not None and not options.figure.parent.is_dir():  # before anything is scored
+        raise Misuse(f"{options.figure} cannot be written: there is no folder {options.figure.parent}")
     found = contest(_scores(options), seed=options.seed)
+    print(dumps(found.found()) if options.json else "\n".join(found.lines()), flush=True)
     if options.figure is not None:
         try:
             Disk().replace_file(options.figure, found.svg().encode())
         except OSError as error:
             raise UsageError(f"{options.figure} cannot be written ({error.strerror or error})") from None
-    print(dumps(found.found()) if options.json else "\n".join(found.lines()))
+        if left := found.undrawn():
+            print(f"not in the figure: {', '.join(left)}", file=sys.stderr)
     return 0
 
 

@@ -13,13 +13,20 @@
 - `online_moments`, `class_reference`, `number_reference`: running statistics of a stream, without gradients
 - `gated_block`: a whole stack of gated blocks in one pass, for narrow models on a CPU
 - `mixture_quantiles`: quantiles of Gaussian mixtures
-- `adaptive_softmax`, `perplexity_softmax`, `ssmax`, `tempered_softmax`: softmax at a temperature of each row
+- `adaptive_softmax`, `perplexity_softmax`, `ssmax`, `tempered_softmax`: softmax at a temperature of each row;
+  `masked_softmax`: softmax with the same arguments
 - `entmax`, `sparsemax`, `stieltjes`: weights that are not exponential
 - `sharp_attention`: attention with any of these, in strips of queries
 - `entropy_of_blocks`: entropy of softmax over keys that come in blocks
 """
 
-from pliant.kernels._adaptive_softmax import adaptive_softmax, perplexity_softmax, ssmax, tempered_softmax
+from pliant.kernels._adaptive_softmax import (
+    adaptive_softmax,
+    masked_softmax,
+    perplexity_softmax,
+    ssmax,
+    tempered_softmax,
+)
 from pliant.kernels._causal_conv import causal_conv
 from pliant.kernels._delta_rule import delta_rule
 from pliant.kernels._filter_bank import filter_bank
@@ -65,6 +72,7 @@ __all__ = [
     "gated_scan",
     "gated_unit",
     "linear_scan",
+    "masked_softmax",
     "matrix_memory",
     "mixture_quantiles",
     "number_reference",

@@ -72,7 +72,18 @@ def perplexity_softmax(
 
     items: above 0; a tensor broadcasts to the rows, with 1 for the axis `dim`.
     """
+    if not isinstance(items, Tensor) and not items > 0:
+        raise UsageError(f"perplexity_softmax: items is {items}, expected above 0")
     return tempered_softmax(logits, lambda entropy: (entropy.exp() / items).clamp(min=1), dim, mask, form=form)
+
+
+def masked_softmax(
+    logits: Float[Tensor, "*S"], dim: int = -1, mask: Bool[Tensor, "*M"] | None = None
+) -> Float[Tensor, "*S"]:
+    """Softmax with arguments and weights as of `adaptive_softmax`: rows of which nothing is visible weigh nothing."""
+    if mask is None:
+        return logits.softmax(dim)
+    return torch.where(mask, logits, torch.finfo(logits.dtype).min).softmax(dim) * mask
 
 
 def tempered_softmax(
@@ -118,6 +129,8 @@ def _by_rows(
 
 def visible_rows(logits: Tensor, dim: int, mask: Tensor | None) -> Tensor:
     """Logits in at least float32 with `dim` as the last axis, and -inf where they are not visible."""
+    if not logits.is_floating_point():
+        raise UsageError(f"logits are {logits.dtype}, expected floating point")
     if mask is not None:
         try:
             fits = mask.dtype == torch.bool and torch.broadcast_shapes(mask.shape, logits.shape) == logits.shape

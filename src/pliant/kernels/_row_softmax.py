@@ -57,7 +57,8 @@ def entropy_loop(logits: Tensor, top: Tensor) -> Tensor:
 def softmax_loop(logits: Tensor, scale: Tensor) -> Tensor:
     """As written above."""
     hidden = logits == HIDDEN
-    x = scale * torch.where(hidden, 0, logits)
+    # Less what is large before it is scaled, since a product of it would round away what tells entries apart.
+    x = scale * torch.where(hidden, 0, logits - _finite(logits.detach().amax(-1, keepdim=True)))
     top = _finite(torch.where(hidden, HIDDEN, x.detach()).amax(-1, keepdim=True))
     share = torch.where(hidden, 0, (x - top).exp())
     return share / (share.sum(-1, keepdim=True) + hidden.all(-1, keepdim=True))

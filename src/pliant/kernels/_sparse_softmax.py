@@ -12,6 +12,7 @@ Papers: Martins & Astudillo 2016, From Softmax to Sparsemax, arXiv:1602.02068; P
 Sequence-to-Sequence Models, arXiv:1905.05702; adaptive-temperature.md 2.5.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ def entmax(
     logits: Float[Tensor, "*S"], dim: int = -1, mask: Bool[Tensor, "*M"] | None = None, *, alpha: float = 1.5
 ) -> Float[Tensor, "*S"]:
     """α-entmax along `dim`, α above 1; arguments and weights otherwise as of `adaptive_softmax`."""
-    if not alpha > 1:
-        raise UsageError(f"entmax: alpha is {alpha:g}, expected above 1; softmax is the limit of 1")
+    if not 1 < alpha < math.inf:
+        raise UsageError(f"entmax: alpha is {alpha:g}, expected above 1 and finite; softmax is the limit of 1")
     return _weights(logits, dim, mask, _Entmax, alpha)
 
 
@@ -46,8 +47,8 @@ def stieltjes(
     logits: Float[Tensor, "*S"], dim: int = -1, mask: Bool[Tensor, "*M"] | None = None, *, power: float = 4.0
 ) -> Float[Tensor, "*S"]:
     """(t - e)^(-power) along `dim`; arguments and weights otherwise as of `adaptive_softmax`."""
-    if not power > 0:
-        raise UsageError(f"stieltjes: power is {power:g}, expected above 0")
+    if not 0 < power < math.inf:
+        raise UsageError(f"stieltjes: power is {power:g}, expected above 0 and finite")
     return _weights(logits, dim, mask, _Stieltjes, power)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from pliant.core import UsageError
 
@@ -77,29 +77,41 @@ def wrong_but_low(
         One row per length; where no neighbor is copied wrongly, the one of lowest perplexity.
 
     Raises:
-        UsageError: there is no such place in a string, or α is no string of such symbols.
+        UsageError: there is no such place in a string, α is no string of such symbols, or the model gives no numbers,
+            or not the same ones for the same tokens, or looks ahead.
     """
-    found = []
-    for length in lengths:
-        alpha = torch.zeros(length, dtype=torch.int64) if source is None else source(length).long()
-        places = _places(length, at)
-        if alpha.shape != (length,) or not ((alpha == 0) | (alpha == 1)).all():
-            raise UsageError(f"wrong_but_low: source gave {tuple(alpha.shape)}, expected {length} symbols, 0 or 1")
-        strings = alpha.repeat(len(places) + 1, 1)
-        rows = torch.arange(1, len(places) + 1)
-        strings[rows, torch.tensor(places)] = 1 - strings[rows, torch.tensor(places)]
-        task = _Task(model, torch.tensor(symbols), stop, torch.tensor(begin, dtype=torch.int64))
-        said, greedy = task.say(strings, guess=alpha.expand_as(strings))
-        target = task.log_probabilities(strings, strings)
-        nlls, nlls_target = (-task.of(strings, logs).mean(1) for logs in (greedy, target))
-        right = (said == strings).all(1)
-        best = min(rows.tolist(), key=lambda row: (bool(right[row]), float(nlls[row])))
-        gap = float((greedy[best].exp() - greedy[0].exp()).abs().max())
-        sure = task.of(strings, greedy).exp()
-        found.append(Copied(length, places[best - 1], gap, float(sure[0].min()), float(sure[best, places[best - 1]]),
-                            float(nlls[0]), float(nlls[best]), float(nlls_target[0]), float(nlls_target[best]),
-                            bool(right[0]), bool(right[best])))  # fmt: skip
-    return found
+    training = isinstance(model, nn.Module) and model.training
+    if training:
+        model.eval()  # type: ignore[attr-defined]
+    try:
+        return [_nearest(model, length, source, at, symbols, stop, begin) for length in lengths]
+    finally:
+        if training:
+            model.train()  # type: ignore[attr-defined]
+
+
+def _nearest(
+    model: Callable[[Tensor], Any], length: int, source: Callable[[int], Tensor] | None, at: int | None,
+    symbols: tuple[int, int], stop: int, begin: Sequence[int],
+) -> Copied:  # fmt: skip
+    alpha = torch.zeros(length, dtype=torch.int64) if source is None else source(length).long()
+    places = _places(length, at)
+    if alpha.shape != (length,) or not ((alpha == 0) | (alpha == 1)).all():
+        raise UsageError(f"wrong_but_low: source gave {tuple(alpha.shape)}, expected {length} symbols, 0 or 1")
+    strings = alpha.repeat(len(places) + 1, 1)
+    rows = torch.arange(1, len(places) + 1)
+    strings[rows, torch.tensor(places)] = 1 - strings[rows, torch.tensor(places)]
+    task = _Task(model, torch.tensor(symbols), stop, torch.tensor(begin, dtype=torch.int64))
+    said, greedy = task.say(strings, guess=alpha.expand_as(strings))
+    target = task.log_probabilities(strings, strings)
+    nlls, nlls_target = (-task.of(strings, logs).mean(1) for logs in (greedy, target))
+    right = (said == strings).all(1)
+    best = min(rows.tolist(), key=lambda row: (bool(right[row]), float(nlls[row])))
+    gap = float((greedy[best].exp() - greedy[0].exp()).abs().max())
+    sure = task.of(strings, greedy).exp()
+    return Copied(length, places[best - 1], gap, float(sure[0].min()), float(sure[best, places[best - 1]]),
+                  float(nlls[0]), float(nlls[best]), float(nlls_target[0]), float(nlls_target[best]),
+                  bool(right[0]), bool(right[best]))  # fmt: skip
 
 
 def _places(length: int, at: int | None) -> list[int]:
@@ -123,7 +135,10 @@ class _Task(NamedTuple):
         tokens = torch.cat([head, self.symbols[strings], stop, self.symbols[prefixes[:, :-1]]], 1)
         made = self.model(tokens)
         logits = made[0] if isinstance(made, tuple) else getattr(made, "logits", made)
-        return logits[:, -strings.shape[1] :].double().log_softmax(-1)
+        logs = logits[:, -strings.shape[1] :].double().log_softmax(-1)
+        if logs.isnan().any():
+            raise UsageError("wrong_but_low: the model gives logits that are no numbers (NaN)")
+        return logs
 
     def of(self, strings: Int[Tensor, "B N"], logs: Float[Tensor, "B N V"]) -> Float[Tensor, "B N"]:
         """Log probability of each symbol of the strings."""
@@ -136,13 +151,15 @@ class _Task(NamedTuple):
         pass settles one more place at least, mostly many.
         """
         said = guess
-        while True:
+        for _ in range(strings.shape[1] + 1):
             logs = self.log_probabilities(strings, said)
             both = logs[..., self.symbols]
             after = (both[..., 1] > both[..., 0]).long()
             if after.equal(said):
                 return said, logs
             said = after
+        raise UsageError("wrong_but_low: what the model says after a prefix differs from call to call, or depends on "
+                         "what comes after it")  # fmt: skip
 
 
 def copy_bound(length: int, gap: float, floor: float) -> float:
@@ -152,10 +169,23 @@ def copy_bound(length: int, gap: float, floor: float) -> float:
         length: n.
         gap: ε', largest difference of a probability between the two prompts.
         floor: ε, lowest probability that the model gives anything.
+
+    Raises:
+        UsageError: n below 1, or ε that is no probability above 0.
     """
+    if length < 1 or not 0 < floor <= 1:
+        raise UsageError(f"copy_bound: length {length} and floor {floor}, expected 1 or more, and 0 < floor <= 1")
     return math.log(1 / floor) / length + 2 * gap
 
 
 def copy_length(difference: float, floor: float) -> int:
-    """⌈2 log(1/ε) / ξ⌉: from this n on the place that is wrong adds less than half of the difference ξ, in nats."""
+    """⌈2 log(1/ε) / ξ⌉: from this n on the place that is wrong adds less than half of the difference ξ, in nats.
+
+    Raises:
+        UsageError: ξ that is not above 0, or ε that is no probability above 0.
+    """
+    if not difference > 0 or not 0 < floor <= 1:
+        raise UsageError(
+            f"copy_length: difference {difference} and floor {floor}, expected above 0, and 0 < floor <= 1"
+        )
     return math.ceil(2 * math.log(1 / floor) / difference)

@@ -36,6 +36,8 @@ def share_limits(spread: float | int, n: int, temperature: float | int = 1.0) ->
     _check(spread, temperature)
     if n < 1:
         raise UsageError(f"share_limits: n is {n}, expected at least 1")
+    if n == 1:
+        return 1.0, 1.0
     ratio = spread / temperature
     # exp(-ratio) / (exp(-ratio) + n - 1), in which nothing overflows
     small = math.exp(-ratio)
@@ -122,8 +124,14 @@ class Watch:
 
 
 def rows_of(logits: Float[Tensor, "*B H T N"], mask: Bool[Tensor, "*B H T N"]) -> Rows:
-    """Of logits by head; rows that see fewer than two keys, or not as many as other heads do, are left out."""
+    """Of logits by head; rows that see fewer than two keys, or not as many as other heads do, are left out.
+
+    Raises:
+        UsageError: a visible logit is NaN.
+    """
     logits = logits.double()
+    if (logits.isnan() & mask).any():
+        raise UsageError("the model gives logits that are no numbers (NaN)")
     hidden = torch.where(mask, logits, -torch.inf)
     top, low = hidden.amax(-1), torch.where(mask, logits, torch.inf).amin(-1)
     p = hidden.softmax(-1)
@@ -165,16 +173,16 @@ def watched(model: nn.Module) -> Iterator[dict[str, Watch]]:
 class Head(NamedTuple):
     """One head on a text.
 
-    layer: name; head: index; spread: mean, and `widest`: largest over rows; keys: the longest of each group of rows, of
-    lengths within a factor of two, with mean entropy in nats and mean top share of the group; limit: keys from which no
-    key can hold the share asked about, at the widest spread.
+    layer: name; head: index; keys: the longest of each group of rows, of lengths within a factor of two, with the mean
+    spread of logits, the mean entropy in nats and the mean top share of the group; widest: the largest spread of a row;
+    limit: keys from which no key can hold the share asked about, at the widest spread.
     """
 
     layer: str
     head: int
-    spread: float
     widest: float
     keys: list[int]
+    spread: list[float]
     entropy: list[float]
     top: list[float]
     limit: int | float
@@ -194,12 +202,11 @@ def heads(watches: dict[str, Watch], share: float = 0.5) -> list[Head]:
         group = rows.keys.double().log2().ceil().long()
         levels = [int(level) for level in group.unique()]
         for head in range(len(rows.top)):
-            entropy, top = (
-                [float(x[head][group == level].mean()) for level in levels] for x in (rows.entropy, rows.top)
-            )
-            mean, widest = float(rows.spread[head].mean()), float(rows.spread[head].max())
+            spread, entropy, top = ([float(x[head][group == level].mean()) for level in levels]
+                                    for x in (rows.spread, rows.entropy, rows.top))  # fmt: skip
+            widest = float(rows.spread[head].max())
             lengths = [int(rows.keys[group == level].max()) for level in levels]
-            found.append(Head(layer, head, mean, widest, lengths, entropy, top, sharp_limit(widest, share)))
+            found.append(Head(layer, head, widest, lengths, spread, entropy, top, sharp_limit(widest, share)))
     return found
 
 
@@ -211,7 +218,7 @@ def table(found: Sequence[Head], share: float = 0.5) -> list[str]:
     ]
     for head in found:
         limit = "never" if head.limit == math.inf else f"{head.limit:,.3g}" if head.limit >= 1e6 else f"{head.limit:,}"
-        lines.append(f"{head.layer:<{width}}  {head.head:>4}  {head.spread:>6.2f}  {head.widest:>6.2f}  "
+        lines.append(f"{head.layer:<{width}}  {head.head:>4}  {head.spread[-1]:>6.2f}  {head.widest:>6.2f}  "
                      f"{head.top[0]:>12.3f}  {head.top[-1]:>12.3f}  {head.entropy[-1]:>7.3f}  {limit}")  # fmt: skip
     return lines
 

@@ -95,7 +95,8 @@ def tempered(gamma: float, temperature: float) -> float:
     if not (0 < gamma < 1 and temperature > 0):
         raise UsageError(f"tempered: gamma {gamma}, temperature {temperature}; expected 0 < gamma < 1 and a positive "
                          "temperature")  # fmt: skip
-    return 1 / (1 + math.exp((math.log1p(-gamma) - math.log(gamma)) / temperature))
+    odds = (math.log1p(-gamma) - math.log(gamma)) / temperature
+    return math.exp(-odds) / (1 + math.exp(-odds)) if odds > 0 else 1 / (1 + math.exp(odds))
 
 
 # Any model: how sure it is when right, and when wrong.

@@ -13,6 +13,8 @@ from pliant.core import UsageError, numpy_generator
 
 CHUNK = 1 << 22
 """Draws of a bootstrap that are held at a time."""
+FEWEST = 6
+"""Documents below which all of them may well be on one side by chance."""
 
 
 class Interval(NamedTuple):
@@ -38,6 +40,9 @@ def bootstrap(
 ) -> Interval:
     """Σ sums / Σ counts over documents, and its percentile interval when documents are drawn again with replacement.
 
+    Percentiles are those at which a few documents cover as a t interval would (expanded percentiles, Hesterberg 2015,
+    doi:10.1080/00031305.2015.1089789): at Φ(-√(D / (D - 1)) t), t the quantile of Student's distribution.
+
     Args:
         sums: what is averaged, such as a difference between two models, summed over each document.
         counts: how many tokens or bytes that sum is over.
@@ -46,18 +51,28 @@ def bootstrap(
         seed: of the draws; equal documents in any order give intervals that differ by chance alone.
 
     Returns:
-        The ratio and its interval; without an interval (NaN) where there is one document only.
+        The ratio and its interval; without an interval (NaN) where there are fewer than six documents.
     """
     value = float(sums.sum() / counts.sum())
     documents = len(sums)
-    if documents < 2 or not math.isfinite(value):
+    if documents < FEWEST or not math.isfinite(value):
         return Interval(value, math.nan, math.nan)
     random, found = numpy_generator(seed, "bootstrap"), np.empty(resamples)
     for some in np.array_split(found, -(-resamples * documents // CHUNK)):
         drawn = random.integers(documents, size=(len(some), documents))
         some[:] = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    tail = _tail(level, documents)
+    low, high = np.quantile(found, [tail, 1 - tail])
     return Interval(value, float(low), float(high))
+
+
+def _tail(level: float, documents: int) -> float:
+    from statistics import NormalDist
+
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    t = float(stdtrit(documents - 1, (1 + level) / 2))
+    return NormalDist().cdf(-math.sqrt(documents / (documents - 1)) * t)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -114,7 +129,7 @@ class Selection(NamedTuple):
 
 
 def selection(nlls: Float[np.ndarray, "M"], accuracies: Float[np.ndarray, "M"]) -> Selection:
-    """What is lost by picking the lowest of `nlls`, in nats, instead of the highest of `accuracies`.
+    """What is lost by picking the lowest of `nlls`, in nats, instead of the highest of `accuracies`; NaN is the last.
 
     Raises:
         UsageError: fewer than two models, or not one accuracy for each.
@@ -123,6 +138,7 @@ def selection(nlls: Float[np.ndarray, "M"], accuracies: Float[np.ndarray, "M"]) 
     if len(nlls) < 2 or nlls.shape != accuracies.shape:
         raise UsageError(f"selection: got {len(nlls)} NLLs and {len(accuracies)} accuracies, expected two of each or "
                          "more")  # fmt: skip
+    nlls = np.where(np.isnan(nlls), np.inf, nlls)
     first, second = np.triu_indices(len(nlls), 1)
     # Not by differences: that of two infinite NLLs is no number.
     agree = _order(nlls, second, first) * _order(accuracies, first, second)

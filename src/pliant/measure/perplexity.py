@@ -32,7 +32,7 @@ from pliant.measure.iso_perplexity import (
     free_lunch,
     tempered,
 )
-from pliant.measure.paired import Interval, Selection, bootstrap, discordant, mcnemar, paired_p, selection
+from pliant.measure.paired import FEWEST, Interval, Selection, bootstrap, discordant, mcnemar, paired_p, selection
 from pliant.measure.token_scores import Summary, TokenScores
 
 __all__ = [
@@ -221,12 +221,17 @@ def _sentence(found: Comparison, level: float) -> str:
 def _unresolved(found: Comparison, level: float) -> str:
     doubts = []
     if not math.isfinite(found.nll.value):
-        doubts.append("in perplexity (a token was given no probability)")
+        none = [name for name, one in zip(found.names, (found.a, found.b), strict=True) if math.isnan(one.nll)]
+        why = f"{' and '.join(none)} gave no numbers" if none else "a token was given no probability"
+        doubts.append(f"in perplexity ({why})")
+    elif math.isnan(found.nll.low):
+        doubts.append(f"in perplexity ({found.nll.value:+.3g} nats a token)")
     elif not found.nll.resolved:
         doubts.append(f"in perplexity ({_range_of(found.nll, level, ' nats a token')})")
     if not found.p < 1 - level:
         doubts.append(f"in accuracy ({_points(found.accuracy.value, '+')}, p = {found.p:.2g})")
-    several = "" if found.documents > 1 else "; one document cannot tell, give several"
+    few = f"{found.documents} document{'' if found.documents == 1 else 's'}"
+    several = "" if found.documents >= FEWEST else f"; {few} cannot tell, give {FEWEST} or more"
     return f"unresolved: the difference {' and that '.join(doubts)} could be chance{several}"
 
 
@@ -240,7 +245,8 @@ def _why(found: Comparison) -> str:
 
 def _of_bytes(found: Comparison, level: float) -> str:
     lower = found.names[0] if found.nll.value > 0 else found.names[1]
-    said = f"{lower} needs {abs(found.nll.value):.4g} bits a byte less ({_range_of(found.nll, level)})"
+    said = f"{lower} needs {abs(found.nll.value):.4g} bits a byte less"
+    said += "" if math.isnan(found.nll.low) else f" ({_range_of(found.nll, level)})"
     return f"unresolved: the two do not read the same tokens, so their accuracies cannot be paired; {said}"
 
 

@@ -154,11 +154,17 @@ class TokenScores:
                 f"TokenScores: logits {tuple(logits.shape)} for targets {targets.dtype} {tuple(targets.shape)}, "
                 f"expected integer targets {tuple(logits.shape[:-1])}"
             )
+        if targets.ndim == 0:
+            logits, targets = logits[None], targets[None]
+            mask = mask if mask is None else mask[None]
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.shape):
+            raise UsageError(f"TokenScores: mask is {mask.dtype} {tuple(mask.shape)}, expected torch.bool "
+                             f"{tuple(targets.shape)}")  # fmt: skip
         if position is None:
-            position = torch.arange(targets.shape[-1] if targets.ndim else 1, device=targets.device)
+            position = torch.arange(targets.shape[-1], device=targets.device)
         use = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
         more = {"document": document, "position": position, "num_bytes": num_bytes}
-        rows = {name: torch.as_tensor(x, device=use.device).expand(use.shape)[use].cpu() for name, x in more.items()}
+        rows = {name: _like(x, name, use)[use].cpu() for name, x in more.items()}
         known = targets[use].long()
         if len(known) and not 0 <= int(known.min()) <= int(known.max()) < logits.shape[-1]:
             raise UsageError(
@@ -182,18 +188,27 @@ class TokenScores:
         target: Int[Tensor, "N"] | None = None,
         num_bytes: Int[Tensor, "N"] | None = None,
     ) -> None:
-        """Count answers whose numbers are known already; what is left out is unknown, and each is a document."""
+        """Count answers whose numbers are known already; what is left out is unknown, and each is a document.
+
+        Documents that are not numbered have numbers of their own below 0.
+
+        Raises:
+            UsageError: an argument is not of the shape of `nll`.
+        """
         unknown, zero = torch.full_like(nll, math.nan), torch.zeros_like(nll, dtype=torch.int64)
         after = int(self.sums[:, :, 0].sum())
         rows = {
             "nll": nll, "right": right,
             "confidence": unknown if confidence is None else confidence,
             "entropy": unknown if entropy is None else entropy,
-            "document": torch.arange(after, after + len(nll)) if document is None else document,
+            "document": -1 - torch.arange(after, after + len(nll)) if document is None else document,
             "position": zero if position is None else position,
             "target": zero if target is None else target,
             "num_bytes": zero if num_bytes is None else num_bytes,
         }  # fmt: skip
+        if wrong := [name for name, row in rows.items() if row.shape != nll.shape or row.ndim != 1]:
+            shape = tuple(rows[wrong[0]].shape)
+            raise UsageError(f"TokenScores: {wrong[0]} is {shape}, expected one for each of {tuple(nll.shape)} answers")
         summed = [torch.ones_like(nll), nll, rows["confidence"], rows["entropy"], unknown if brier is None else brier,
                   rows["num_bytes"]]  # fmt: skip
         where = right.long() * RANGES + _range(rows["position"])
@@ -229,11 +244,17 @@ class TokenScores:
         return {name: column[torch.from_numpy(order)] for name, column in whole.items()}
 
     def merge(self, other: "TokenScores") -> "TokenScores":
-        """Scores as if one had seen what this one and then `other` saw; both stay as they are."""
+        """Scores as if one had seen what this one and then `other` saw; both stay as they are.
+
+        Documents of the same number are the same one; those that are not numbered are never.
+        """
         both = TokenScores(self.keep and other.keep)
         both.sums, both.bins = self.sums + other.sums, self.bins + other.bins
         if both.keep:
             both._columns = {name: [*parts, *other._columns[name]] for name, parts in self._columns.items()}
+            seen = int(self.sums[:, :, 0].sum())
+            moved = [torch.where(numbers < 0, numbers - seen, numbers) for numbers in other._columns["document"]]
+            both._columns["document"] = [*self._columns["document"], *moved]
         return both
 
     def fresh(self) -> "TokenScores":
@@ -245,10 +266,33 @@ class TokenScores:
         return {"sums": self.sums, "bins": self.bins, "columns": self.columns() if self.keep else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self.sums, self.bins, columns = state["sums"], state["bins"], state["columns"]
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            UsageError: the parts do not fit each other.
+        """
+        columns = state["columns"]
+        parts = {"sums": (state["sums"], self.sums), "bins": (state["bins"], self.bins)}
+        fits = all(x.shape == like.shape and x.dtype == like.dtype for x, like in parts.values())
+        if columns is not None and fits:
+            count = int(state["sums"][:, :, 0].sum())
+            fits = columns.keys() == COLUMNS.keys() and all(
+                columns[name].shape == (count,) and columns[name].dtype == dtype for name, dtype in COLUMNS.items()
+            )
+        if not fits:
+            raise UsageError("TokenScores: sums, bins and columns of the state do not fit each other")
+        self.sums, self.bins = state["sums"], state["bins"]
         self.keep = columns is not None
         self._columns = {name: [] if columns is None else [columns[name]] for name in COLUMNS}
+
+
+def _like(x: Tensor | int, name: str, use: Tensor) -> Tensor:
+    x = torch.as_tensor(x, device=use.device)
+    try:
+        return x.expand(use.shape)
+    except RuntimeError:
+        raise UsageError(f"TokenScores: {name} is {tuple(x.shape)}, expected what broadcasts to the {tuple(use.shape)} "
+                         "of targets") from None  # fmt: skip
 
 
 def _range(position: Tensor) -> Tensor:

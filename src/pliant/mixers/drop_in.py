@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import UsageError
-from pliant.kernels import adaptive_softmax, sharp_attention
+from pliant.kernels import adaptive_softmax, masked_softmax, sharp_attention
 from pliant.kernels._sharp_attention import Sharpen
 
 NAME = "pliant"
@@ -146,16 +146,9 @@ def _attend(
     causal = bool(is_causal) and attention_mask is None and query.shape[-2] > 1
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask == 0
-    sharpen = getattr(module, "sharpen", None) or _softmax
+    sharpen = getattr(module, "sharpen", None) or masked_softmax
     y = sharp_attention(query, key, value, sharpen, attention_mask, causal=causal, scale=scaling)
     return y.transpose(1, 2).contiguous(), None
-
-
-def _softmax(logits: Tensor, dim: int = -1, mask: Tensor | None = None) -> Tensor:
-    if mask is None:
-        return logits.softmax(dim)
-    # Rows of which nothing is visible weigh nothing.
-    return torch.where(mask, logits, torch.finfo(logits.dtype).min).softmax(dim) * mask
 
 
 class _Noting:

@@ -77,9 +77,23 @@ class Contest(NamedTuple):
         return [head, *rows]
 
     def svg(self) -> str:
-        """The iso-perplexity figure."""
-        found = [Measured(name, scores.value(), *intervals(scores)) for name, scores in self.scores.items()]
-        return str(iso_perplexity(found))
+        """The iso-perplexity figure of those that are not `undrawn`.
+
+        Raises:
+            UsageError: none is left.
+        """
+        left = set(self.undrawn())
+        found = [Measured(name, scores.value(), *intervals(scores)) for name, scores in self.scores.items()
+                 if name not in left]  # fmt: skip
+        if not found:
+            raise UsageError("no model has a finite perplexity, so there is nothing to draw")
+        return str(iso_perplexity(found, self.picked))
+
+    def undrawn(self) -> list[str]:
+        """Models that have no place in the figure: of no finite perplexity, or of other tokens than the picked one."""
+        other = {one.names[1] for one in self.comparisons if not one.same_tokens}
+        return [name for name, scores in self.scores.items()
+                if name in other or not math.isfinite(scores.value().nll)]  # fmt: skip
 
 
 def contest(scores: Mapping[str, TokenScores], *, seed: int = 0) -> Contest:
@@ -93,7 +107,7 @@ def contest(scores: Mapping[str, TokenScores], *, seed: int = 0) -> Contest:
     summaries = {name: one.value() for name, one in scores.items()}
     alike = len({summary.tokens for summary in summaries.values()}) == 1
     lowest = {name: summary.nll if alike else summary.bits_per_byte for name, summary in summaries.items()}
-    picked = min(lowest, key=lambda name: lowest[name])
+    picked = min(lowest, key=lambda name: math.inf if math.isnan(lowest[name]) else lowest[name])
     comparisons = [compare(scores[picked], one, names=(picked, name), seed=seed)
                    for name, one in scores.items() if name != picked]  # fmt: skip
     chosen = None

@@ -1,16 +1,14 @@
 """The heads of a saved model on a text."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pliant.core import UsageError
 from pliant.measure.dispersion import Head, heads, watched
-from pliant.mixers import FullAttention
 from pliant.mixers.drop_in import sharpen_transformer
 from pliant.models.language import ByteTokenizer
-from pliant.recipes.language import read_model
+from pliant.recipes.language import read_model, read_text, room_of
 
 
 def heads_on(model: Path, text: Path, tokens: int = 1024, share: float = 0.5) -> list[Head]:
@@ -25,26 +23,16 @@ def heads_on(model: Path, text: Path, tokens: int = 1024, share: float = 0.5) ->
     Raises:
         UsageError: one of them cannot be read, the text is too short, or the model has no attention.
     """
-    try:
-        said = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{text} cannot be read as text ({getattr(error, 'strerror', None) or error})") from None
+    said = read_text(text)
     made, tokenizer = read_model(model)
     if tokenizer is None:
         numbers = ByteTokenizer().encode(said.encode()[: tokens - 1])
     else:
         sharpen_transformer(made, None)
         numbers = torch.tensor(tokenizer(said, verbose=False)["input_ids"], dtype=torch.int64)
-    numbers = numbers[: _most(made, tokens)]
+    numbers = numbers[: min(tokens, room_of(made) or tokens)]
     if len(numbers) < 2:
         raise UsageError(f"{text} has {len(numbers)} tokens, expected at least 2")
     with torch.no_grad(), watched(made) as watches:
         made(numbers[None])
     return heads(watches, share)
-
-
-def _most(model: Any, tokens: int) -> int:
-    """As many as the model has room for."""
-    rooms = [getattr(getattr(model, "config", None), "max_position_embeddings", None) or tokens]
-    rooms += [part.kept for part in model.modules() if isinstance(part, FullAttention)]
-    return int(min(tokens, *rooms))

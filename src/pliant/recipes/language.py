@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pliant.core import UsageError, seeded
+from pliant.core import Disk, UsageError, seeded
 from pliant.measure.perplexity import TokenScores
+from pliant.mixers import FullAttention
 from pliant.models import ByteTokenizer, LanguageModel
 
 PIECE = 2048
@@ -38,8 +39,8 @@ def documents(paths: Sequence[Path], piece: int = PIECE, limit: int | None = Non
     """
     found: list[str] = []
     for path in paths:
-        raw = _read(path)
-        found += _lines(path, raw) if path.suffix == ".jsonl" else list(_pieces(raw, piece))
+        raw = read_text(path)
+        found += _lines(path, raw) if path.suffix == ".jsonl" else list(pieces(raw, piece))
     if limit is not None:
         found = found[:limit]
     if not found:
@@ -47,9 +48,14 @@ def documents(paths: Sequence[Path], piece: int = PIECE, limit: int | None = Non
     return found
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of UTF-8, less its byte order mark.
+
+    Raises:
+        UsageError: it cannot be read, or is something else.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UsageError(f"{path} cannot be read as text ({why})") from None
@@ -57,10 +63,11 @@ def _read(path: Path) -> str:
 
 def _lines(path: Path, raw: str) -> list[str]:
     found = []
-    for number, line in enumerate(raw.splitlines(), 1):
+    for number, line in enumerate(raw.split("\n"), 1):  # other ends of lines may stand within a text
         try:
             text = json.loads(line)["text"] if line.strip() else ""
-        except (ValueError, KeyError, TypeError):
+            text.encode()
+        except (ValueError, KeyError, TypeError, AttributeError):  # one is half of a surrogate pair
             text = None
         if not isinstance(text, str):
             raise UsageError(f'{path}, line {number}: expected an object with a "text"')
@@ -68,7 +75,7 @@ def _lines(path: Path, raw: str) -> list[str]:
     return found
 
 
-def _pieces(raw: str, piece: int) -> Iterator[str]:
+def pieces(raw: str, piece: int) -> Iterator[str]:
     """Lines together until they have `piece` bytes."""
     held, size = "", 0
     for line in raw.splitlines(keepends=True):
@@ -133,17 +140,33 @@ def _ours(path: Path) -> LanguageModel:
     return model.eval()
 
 
+def room_of(model: Any) -> int | None:
+    """Tokens that a model can see at most; None if it goes on for ever."""
+    parts = model.modules() if isinstance(model, torch.nn.Module) else ()
+    rooms = [part.kept for part in parts if isinstance(part, FullAttention)]
+    if positions := getattr(getattr(model, "config", None), "max_position_embeddings", None):
+        rooms.append(int(positions))
+    return min(rooms, default=None)
+
+
 @torch.no_grad()
 def score_ours(model: LanguageModel, texts: Sequence[str], tell: Tell = lambda done, of: None) -> TokenScores:
-    """Of a model of ours over bytes: some documents beside each other, with their memory carried through each."""
+    """Of a model of ours over bytes: some documents beside each other, with their memory carried through each.
+
+    Windows of a document that is longer than the model has room for stand alone.
+    """
     scores, tokenizer = TokenScores(), ByteTokenizer()
+    room = room_of(model)
+    chunk = CHUNK if room is None else min(CHUNK, room)
     for first in range(0, len(texts), ROWS):
         rows = [tokenizer.encode(text) for text in texts[first : first + ROWS]]
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         numbers = torch.arange(first, first + len(rows))[:, None]
         state = None
-        for start in range(0, padded.shape[1] - 1, CHUNK):
-            inputs, targets = padded[:, start : start + CHUNK], padded[:, start + 1 : start + CHUNK + 1]
+        for start in range(0, padded.shape[1] - 1, chunk):
+            if room is not None and start % (room - room % chunk) == 0:
+                state = None
+            inputs, targets = padded[:, start : start + chunk], padded[:, start + 1 : start + chunk + 1]
             inputs, exists = inputs[:, : targets.shape[1]], targets >= 0
             logits, state = model(inputs, state, mask=exists)
             position = torch.arange(start, start + targets.shape[1])
@@ -190,8 +213,7 @@ def score_transformers(
     if begin is None or not tokenizer.is_fast:
         raise UsageError("this tokenizer has no token to begin a text with, or does not tell where its tokens stand; "
                          "use a fast one that has")  # fmt: skip
-    limit = getattr(model.config, "max_position_embeddings", None) or WINDOW
-    window = min(WINDOW, int(limit))
+    window = min(WINDOW, room_of(model) or WINDOW)
     scores = TokenScores()
     for number, text in enumerate(texts):
         made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -229,7 +251,8 @@ def save_scores(scores: TokenScores, path: Path) -> None:
     tensors = {name: state[name].contiguous() for name in ("sums", "bins")}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors | {f"columns.{name}": x.contiguous() for name, x in scores.columns().items()}, path)
+        columns = {f"columns.{name}": x.contiguous() for name, x in scores.columns().items()}
+        Disk().replace_file(path, save(tensors | columns))
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror or error})") from None
 
@@ -264,7 +287,7 @@ def _log(path: Path) -> TokenScores:
     """Each sample of a log of lm-eval as one answer: a choice of several, or a continuation that is greedy or not."""
     task = path.stem.rpartition("_")[0] or path.stem
     rows: dict[int, list[Tensor]] = {}
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -273,7 +296,7 @@ def _log(path: Path) -> TokenScores:
             # One row per filter that was used: the first counts.
             if document not in rows:
                 rows[document] = [*_answer(sample), torch.tensor(_code(sample.get("doc_hash"), sample["target"]))]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise UsageError(
                 f"{path}, line {number}: expected a sample of lm-eval with log-likelihoods of its choices or of its "
                 "continuation; generated answers and rolling ones have none that can be right"

@@ -88,6 +88,10 @@ def reproduce(what: Reproduction, scale: Scale, folder: Path, *, tell: Tell = la
     Raises:
         UsageError: the folder holds something else, or cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({error.strerror or error})") from None
     file = folder / "trials.jsonl"
     done = _done(file)
     results = _run(what, what.trials(scale), done, file, tell)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from pliant.measure.dispersion import Head, share_limits
 from pliant.report.paint import plain
-from pliant.report.style import BLUE, DASHED, FONT, STYLE
+from pliant.report.style import DASHED, FONT, PALETTE, STYLE, dark
 
 COLUMNS, CELL, GAP = 4, (2.5, 1.9), 0.55
 """Layers beside each other, inches of one, and inches between them."""
 
 
 def draw(heads: Sequence[Head]) -> str:
-    """An SVG document: a square for each layer, a line for each head; dashed: the most that one key of n could have.
+    """An SVG document: a square for each layer, a line for each head with its number; dashed: the most that one key of
+    n could have.
 
     The dashed line is at the widest spread of logits that a head of the layer had.
     """
@@ -51,7 +52,10 @@ def _paint(axes, heads: Sequence[Head], first: bool, last: bool) -> None:  # typ
     limits = [share_limits(widest, n)[1] for n in lengths]
     axes.plot(lengths, limits, color="#888888", linewidth=1, linestyle=DASHED)
     for head in heads:
-        axes.plot(head.keys, head.top, color=BLUE, linewidth=1.1, alpha=0.75, marker="o", markersize=2)
+        color = PALETTE[head.head % len(PALETTE)]
+        axes.plot(head.keys, head.top, color=color, linewidth=1.1, alpha=0.75, marker="o", markersize=2)
+        axes.annotate(str(head.head), (head.keys[-1], head.top[-1]), (3, 0), textcoords="offset points", va="center",
+                      fontsize=FONT - 4, color=dark(color), annotation_clip=False)  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(base=4, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(plain))

@@ -31,16 +31,20 @@ class Measured:
     accuracy: Interval
 
 
-def iso_perplexity(models: Sequence[Measured]) -> "Markup":
+def iso_perplexity(models: Sequence[Measured], best: str | None = None) -> "Markup":
     """A model is a point at its accuracy and its mean code length, with their intervals over documents.
 
     Its line says what its code length would be at other accuracies, as sure as it is when right and when wrong:
     L(a) = a l_R + (1 - a) l_W. Where it crosses the dashed level of the model that perplexity picks, is the critical
     accuracy: perplexity prefers the model if it is right of there.
+
+    Args:
+        models: of the same tokens, and of finite code length.
+        best: name of the one that perplexity picks; None: that of the least nats per token.
     """
     low, high = _span(models)
     lines = [_line(model, PALETTE[i % len(PALETTE)], low, high) for i, model in enumerate(models)]
-    picked = min(models, key=lambda model: model.summary.nll)
+    picked = min(models, key=lambda model: (model.name != best, model.summary.nll))
 
     def paint(axes: "Axes") -> None:
         from matplotlib.ticker import PercentFormatter
