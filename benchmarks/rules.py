@@ -77,12 +77,14 @@ Bits per answer, and microseconds of processor time for each, on the streams of 
 
 
 def by_rule(records: Sequence[Record], seeds: Sequence[int]) -> dict[str, dict[str, list[Record]]]:
+    """Runs of each rule by stream; of those with all seeds."""
     found: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         key = record["key"]
         if key["seed"] in seeds:
             found.setdefault(key["rule"], {}).setdefault(key["stream"], []).append(record)
-    return found
+    return {rule: {stream: runs for stream, runs in of.items() if len(runs) == len(seeds)}
+            for rule, of in found.items()}  # fmt: skip
 
 
 def bits(runs: Sequence[Record]) -> float:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pliant.core import Answer, Question, UsageError, seeded
+from pliant.core.state import map_state
 from pliant.kernels import _gated_block as kernel
 from pliant.learn import Learner, Life, Trace, bptt, fit, immediate, trace, trace_bytes
 from pliant.models import SequenceClassifier
@@ -342,6 +343,123 @@ def test_a_loss_of_ones_own_and_many_passes() -> None:
         found.append(ours.optimizer.last)  # type: ignore[attr-defined]
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("questions", [3, 5, 7])
+def test_many_passes_learn_all_answers_whatever_the_chunk(questions: int) -> None:
+    here = world(4 * questions)
+    pairs = [asked(here, [0, 1], 4 * i, 4 * i + 4, i) for i in range(questions)]
+    for rule in (trace(), trace(7), bptt(8, every=30, revisit=True)):
+        ours = learner(rule)
+        found = list(fit(ours, pairs, passes=3))
+        assert ours.finish() is None
+        if isinstance(rule, Trace):
+            assert sum(record.learned for record in found) == 3 * int(here[3].sum())
+
+
+def test_questions_may_have_any_times() -> None:
+    here = world(8)
+    ours = learner(trace(4, policy=WHOLE))
+    for t, time in enumerate((8, 0, 4, 2, 3, 1, 20, 10)):
+        question, answer = asked(here, [0, 1], t, t + 1, time)
+        ours.predict(question)
+        learn(ours, answer)
+    assert ours.updates == 2
+    compare(ours, here)
+
+
+@pytest.mark.parametrize("rule", [trace(4), bptt(8, every=4, revisit=True)])
+def test_what_was_gathered_is_forgotten_at_a_restart(rule: Any) -> None:
+    here, ours = world(12), learner(rule)
+    for t in (0, 1):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        ours.predict(question)
+        ours.learn(answer)
+    ours.restart()
+    found = []
+    for t in range(4):
+        question, answer = asked(here, [0, 1], t + 4, t + 5, t)
+        ours.predict(question)
+        found.append(ours.learn(answer).learned)
+    assert sum(found) <= int(here[3][:, 4:8].sum())
+
+
+def test_a_question_that_nobody_answers_does_not_keep_others_from_being_learned() -> None:
+    here, updates = world(200), []
+    for every_so_often in (0, 50):
+        ours = learner(trace(4))
+        for t in range(200):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            ours.predict(question)
+            if not every_so_often or t % every_so_often != 7:
+                ours.learn(answer)
+        updates.append(ours.updates)
+    assert updates[0] == 50 and updates[1] >= 45
+
+
+def test_a_state_of_another_rule_policy_or_precision_is_refused() -> None:
+    here = world(8)
+
+    def lived(rule: Any, narrow: bool = False) -> Learner:
+        ours = learner(rule)
+        if narrow:
+            ours.model.float()
+        for t in range(8):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            ours.predict(question._replace(inputs=question.inputs.float()) if narrow else question)
+            ours.learn(answer)
+        return ours
+
+    state = lived(trace(2)).state_dict()
+    for rule in (trace(2, policy={"conv": "own"}), trace(2, policy=WHOLE), trace(2, policy={"linear_x": "instant"})):
+        with pytest.raises(UsageError, match="of other kinds, shapes or types"):
+            learner(rule).load_state_dict(state)
+        with pytest.raises(UsageError, match="of other kinds, shapes or types"):
+            learner(trace(2)).load_state_dict(lived(rule).state_dict())
+    with pytest.raises(UsageError, match="of other kinds, shapes or types"):
+        learner(trace(2)).load_state_dict(lived(trace(2), narrow=True).state_dict())
+    for one, other in ((trace(2), bptt(2)), (bptt(2), trace(2))):
+        with pytest.raises(UsageError, match="under another learning rule"):
+            learner(other).load_state_dict(lived(one).state_dict())
+    learner(trace(4)).load_state_dict(state)
+
+
+def test_traces_follow_a_model_to_another_precision() -> None:
+    here, ours = world(24), learner(trace(4))
+    ours.memory = ours.model.init_state(2)  # type: ignore[operator]
+    for narrow in (False, True, False):
+        dtype = torch.float32 if narrow else torch.float64
+        ours.model.to(dtype)
+        ours.memory = map_state(lambda e, dtype=dtype: e.to(dtype) if e.is_floating_point() else e, ours.memory)
+        for t in range(8):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            ours.predict(question._replace(inputs=question.inputs.float()) if narrow else question)
+            assert ours.learn(answer).outcome in ("gathered", "updated")
+        ours._shape = None
+    assert ours.traces is not None
+    assert all(e.dtype == torch.float64 for e in ours.traces.values["stack.blocks.0.mixer"].values())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_that_are_none_are_refused() -> None:
+    for call, said in (
+        (lambda: trace(2.5), "chunk is 2.5"),  # type: ignore[arg-type]
+        (lambda: trace(math.nan), "chunk is nan"),  # type: ignore[arg-type]
+        (lambda: trace("8"), "chunk is '8'"),  # type: ignore[arg-type]
+        (lambda: trace(every=2.5), "every is 2.5"),  # type: ignore[arg-type]
+        (lambda: trace(policy="exact"), "policy is 'exact'"),  # type: ignore[arg-type]
+        (lambda: bptt(2.5), "window is 2.5"),  # type: ignore[arg-type]
+        (lambda: trace_bytes(model(), bptt(3)), "expected a rule by trace"),  # type: ignore[arg-type]
+        (lambda: trace_bytes(model(), trace(), -1), "-1 streams"),
+        (lambda: learner(trace()).grow(1), "1 streams, expected at least the 2"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            call()
+
+
+def test_what_a_policy_says_of_a_part_goes_before_what_it_says_of_the_whole() -> None:
+    whole, part = ({"lru": "instant"} | more for more in ({}, {"lru.decay": "exact"}))
+    assert trace_bytes(model(), trace(policy=part)) > trace_bytes(model(), trace(policy=whole))
 
 
 def test_new_streams_have_traces_of_nothing() -> None:

@@ -1,6 +1,6 @@
 """Questions that a learner holds until it has learned from them: what was asked, and what is known of it."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -85,9 +85,13 @@ class Held:
         self.known.setdefault(time, []).append(known)
 
     def take_due(self) -> list[int]:
-        """What is due of the questions that are still held, oldest first; nothing is due then."""
-        due, self.due, self.gathered = sorted(time for time in self.due if time in self.asked), [], 0
-        return due
+        """What is due of the questions that are still held, in the order they were asked; nothing is due then."""
+        due, self.due, self.gathered = Counter(self.due), [], 0
+        return [time for time in self.asked for _ in range(due.get(time, 0))]
+
+    def steps_due(self) -> int:
+        """Steps of the questions that answers have come for since the last update."""
+        return sum(self.asked[time].steps for time in set(self.due) if time in self.asked)
 
     def back_from(self, time: int | None) -> Iterator[Asked]:
         """The question at `time` and those before it that are still held, newest first."""

@@ -95,7 +95,8 @@ class Learner(Predictor):
         """
         self._check(question)
         question = moved(question, self.device)
-        if question.time in self._held and self.traces is not None:
+        if question.time in self._held and self.traces is not None:  # asked again: the border has to be behind it
+            self.finish()
             self._pass(list(self._held.asked.values()))
         if self.memory is None:
             self.streams = self.streams or len(question.rows)
@@ -134,19 +135,35 @@ class Learner(Predictor):
         answer = moved(answer, self.device)
         known = Known.of(answer)
         learned = known.learned
-        outcome, nats = "nothing to learn", math.nan
-        reports: tuple[dict[str, Any], ...] = ()
         self.forget(answer)
+        outcome = "nothing to learn"
         if learned:
             if not self.rule.revisit and not held.due:
                 held.known.clear()
             held.learn(known)
             outcome = "gathered"
-        if held.due and (self._passable() or 0 < self.rule.every <= held.gathered):
-            learned = held.gathered
-            outcome, nats, reports = self._updates(answer)
-            if not self.rule.revisit:
-                held.known.clear()
+        if held.due and (self._passable() or self._ripe()):
+            return self._learn_due(answer)
+        self._pass(self._passable())
+        return Record(self.updates, answer.time, outcome)
+
+    def finish(self) -> Record | None:
+        """Learn what was gathered and still waits for an update, such as that of a chunk which is not full."""
+        if not (due := [time for time in self._held.due if time in self._held.known]):
+            return None
+        return self._learn_due(self._held.known[due[-1]][-1].answer)
+
+    def _ripe(self) -> bool:
+        """Whether as much was gathered as the rule waits for, though an older question may keep the border back."""
+        if self.rule.every:
+            return self.rule.every <= self._held.gathered
+        return self.traces is not None and self._held.steps_due() >= self.traces.rule.chunk
+
+    def _learn_due(self, answer: Answer) -> Record:
+        learned = self._held.gathered
+        outcome, nats, reports = self._updates(answer)
+        if not self.rule.revisit:
+            self._held.known.clear()
         self._pass(self._passable())
         return Record(self.updates, answer.time, outcome, nats, learned if outcome == "updated" else 0, reports)
 
@@ -162,14 +179,19 @@ class Learner(Predictor):
 
     def restart(self) -> None:
         """Streams begin anew, and what waits for an answer is dropped; parameters, moments and upkeep stay."""
-        self.close()
-        self._held.clear()
+        self._held = Held()
         self.memory = self.output = None
         if self.traces is not None:
             self.traces.values.clear()
 
     def grow(self, streams: int) -> None:
-        """Make room for more streams; the new ones are fresh, what is known of the others stays."""
+        """Make room for more streams; the new ones are fresh, what is known of the others stays.
+
+        Raises:
+            UsageError: fewer than there are.
+        """
+        if streams < (self.streams or 1):
+            raise UsageError(f"Learner: {streams} streams, expected at least the {self.streams or 1} that there are")
         if self.memory is None:
             self.streams = streams
             return
@@ -205,7 +227,7 @@ class Learner(Predictor):
             outcome, nats, more = self._update(reached, answer, due)
             reports += more
             times = {asked.question.time for asked in reached}
-            due = [time for time in due if time not in times]
+            due = [time for time in due if time not in times and time in self._held]
         return outcome, nats, reports
 
     def _update(
@@ -425,7 +447,15 @@ class Learner(Predictor):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, in a learner built the same way."""
+        """Continue where `state_dict` was taken, in a learner built the same way.
+
+        Raises:
+            UsageError: it was taken under another learning rule, or the traces are of other kinds, shapes or types.
+        """
+        if (state["traces"] is None) != (self.traces is None):
+            raise UsageError("Learner: the state was taken under another learning rule, with traces or without")
+        if self.traces is not None:
+            self.traces.check(state["traces"])
         self.model.load_state_dict(state["model"])
         # torch takes the moments as they are; a copy keeps two learners from sharing them.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

@@ -57,6 +57,8 @@ def prequential(
 def fit(learner: Predictor, pairs: Collection[tuple[Question, Answer]], *, passes: int = 1) -> Iterator[Record]:
     """Many passes over a fixed set with the same learner; yields a record per question.
 
+    What waits for an update at the end of a pass is learned then, with a record of its own.
+
     Raises:
         UsageError: passes is negative.
     """
@@ -66,3 +68,6 @@ def fit(learner: Predictor, pairs: Collection[tuple[Question, Answer]], *, passe
         for question, answer in pairs:
             learner.predict(question)
             yield learner.learn(answer)
+        finish = getattr(learner, "finish", None)
+        if finish is not None and (record := finish()) is not None:
+            yield record

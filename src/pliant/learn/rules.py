@@ -209,9 +209,9 @@ def bptt(window: int, *, every: int = 1, revisit: bool = False) -> Bptt:
     Raises:
         UsageError: window or every is not positive, or answers that wait would be lost.
     """
-    if window < 1:
-        raise UsageError(f"bptt: window is {window}, expected at least 1 step")
-    if every < 1:
+    if not _whole(window) or window < 1:
+        raise UsageError(f"bptt: window is {window!r}, expected at least 1 step")
+    if not _whole(every) or every < 1:
         raise UsageError(f"bptt: every is {every}, expected at least 1 target")
     if every > 1 and not revisit:
         raise UsageError(f"bptt: every is {every} without revisit, so all answers but each {every}th would be lost; "
@@ -268,11 +268,17 @@ def trace(chunk: int = 16, *, every: int | None = None, policy: Mapping[str, str
     Raises:
         UsageError: chunk or every is not positive.
     """
-    if chunk < 1:
-        raise UsageError(f"trace: chunk is {chunk}, expected at least 1 step")
-    if every is not None and every < 1:
+    if not _whole(chunk) or chunk < 1:
+        raise UsageError(f"trace: chunk is {chunk!r}, expected at least 1 step")
+    if policy is not None and not isinstance(policy, Mapping):
+        raise UsageError(f'trace: policy is {policy!r}, expected kinds by groups, such as {{"linear_x": "exact"}}')
+    if every is not None and (not _whole(every) or every < 1):
         raise UsageError(f"trace: every is {every}, expected at least 1 target, or None for one update a chunk")
     return Trace(chunk, every or 0, tuple((policy or {}).items()))
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def through(

@@ -158,10 +158,11 @@ class Traces:
             streams = streams_of(reached[0].before)
             self.values = {name: {part: e.clone() for part, e in traces.items()}
                            for name, traces in _fresh(self, streams, ()).items()}  # fmt: skip
-        for traces in self.values.values():
+        for name, traces in self.values.items():
+            dtype = self.mixers[name].get_parameter("lru.decay").dtype
             for part, e in traces.items():
-                if not e.is_contiguous():
-                    traces[part] = e.contiguous()
+                if e.dtype != dtype or not e.is_contiguous():
+                    traces[part] = e.to(dtype).contiguous()
         return self._taken(rows)
 
     def grow(self, streams: int) -> None:
@@ -176,6 +177,22 @@ class Traces:
 
     def state_dict(self) -> Values:
         return {name: dict(traces) for name, traces in self.values.items()}
+
+    def check(self, state: Values) -> None:
+        """Raise `UsageError` unless these are traces of such mixers, kinds, shapes and types; none at all will do."""
+        if not state:
+            return
+        for name, like in _fresh(self, 1, ()).items():
+            own = state.get(name, {})
+            fits = own.keys() == like.keys() and all(
+                own[part].dtype == e.dtype and own[part].shape[own[part].ndim - e.ndim + 1 :] == e.shape[1:]
+                for part, e in like.items()
+            )
+            if not fits:
+                raise UsageError(f"trace: traces of {name or 'the model'} in the state are of other kinds, shapes or "
+                                 "types; use the policy and the precision that it was saved with")  # fmt: skip
+        if more := state.keys() - self.mixers.keys():
+            raise UsageError(f"trace: the state has traces of {min(more)}, which has none here")
 
     def load_state_dict(self, state: Values, device: torch.device) -> None:
         self.values = {name: {part: e.clone().to(device) for part, e in of.items()} for name, of in state.items()}
@@ -295,7 +312,13 @@ def _listening(sink: Sink) -> Iterator[list[Taken]]:
 
 
 def trace_bytes(model: nn.Module, rule: Trace, streams: int = 1, extra: tuple[int, ...] = ()) -> int:
-    """Bytes that the traces of so many streams will occupy; extra axes are those of the inputs."""
+    """Bytes that the traces of so many streams will occupy; extra axes are those of the inputs.
+
+    Raises:
+        UsageError: no mixer has traces, another rule, or fewer than one stream.
+    """
+    if not isinstance(rule, Trace) or streams < 1:
+        raise UsageError(f"trace_bytes: {rule} and {streams} streams, expected a rule by trace() and at least 1")
     return sum(sum(e.numel() * e.element_size() for e in traces.values()) for traces in
                _fresh(Traces(model, rule), streams, extra).values())  # fmt: skip
 
@@ -329,7 +352,8 @@ def _kinds(mixer: SequenceMixer, policy: Mapping[str, str]) -> dict[str, str]:
     """The kind of each group: as the policy says, none where all is frozen, else the default."""
     kinds = mixer.kinds(None)
     for group, offered in mixer.traceable().items():
-        kinds[group] = next((kind for key, kind in policy.items() if _named(key, group)), kinds[group])
+        named = [key for key in policy if _named(key, group)]
+        kinds[group] = policy[max(named, key=len)] if named else kinds[group]  # what is said of a part of it goes first
         if kinds[group] not in offered:
             raise UsageError(f"trace: {type(mixer).__name__} has no {kinds[group]!r} traces of {group}; "
                              f"choose from {', '.join(offered)}")  # fmt: skip
