@@ -37,14 +37,14 @@ RULES: dict[str, Callable[..., Rule]] = {
     "bptt(16)": lambda window, every=1, revisit=False: bptt(16, every=every, revisit=every > 1),
     "immediate": lambda window, every=1, revisit=False: immediate(),
 }
-"""From what the recipe asks of `bptt` to a rule."""
+"""From what the recipe asks of its rule."""
 
 
 def run(data: Path, stream: str, rule: str, seed: int) -> Record:
     common: dict[str, Any] = {"opponents": (), "seed": seed}
     for name in ("pliant.recipes.digits", "pliant.recipes.series"):
         recipe: Any = importlib.import_module(name)
-        recipe.bptt = RULES[rule]
+        recipe.rule_named = lambda name, window, steps, **more: RULES[rule](window, **more)
     if stream == PIXELS:
         config = digits.DigitsConfig(by="pixel", answers=ANSWERS, every=EVERY, **common)
         summary, _ = driven(digits, config)
@@ -72,6 +72,7 @@ BEGIN, END = "<!-- streams, by `python benchmarks/rules.py --draw` -->", "<!-- e
 ABOUT = """
 Bits per answer, and microseconds of processor time for each, on the streams of the main job, {seeds} seeds; all else as
 `pliant learn` does by itself. By default the answers within a window are learned from again at each update.
+*trace, each answer*: an update after each question's answers, which is the same run where a question holds a chunk.
 *kept*: with `--keep normalize-project,isometry`.
 """
 

@@ -56,6 +56,17 @@ def test_every_kind_of_change_runs_and_is_told(change: str, by: str, tmp_path: P
     assert sum(row["members"]["pliant"]["answers"] for row in rows) == 528
 
 
+@pytest.mark.parametrize(("rule", "by"), [("trace", "pixel"), ("trace", "row"), ("immediate", "row")])
+def test_every_learning_rule_runs(rule: str, by: str, tmp_path: Path, capsys: Capture) -> None:
+    """A chunk that is a whole image has no past before it: there traces are back-propagation over the image."""
+    bits = []
+    for name in ("bptt", rule):
+        assert main(["learn", "digits", "--run", str(tmp_path / name), *TINY, "--by", by, "--rule", name, "--opponents",
+                     "majority", "--json"]) == 0  # fmt: skip
+        bits.append(strict(capsys.readouterr().out)["members"]["pliant"]["bits"])
+    assert (bits[1] == pytest.approx(bits[0], abs=1e-6)) == (by == "pixel") and abs(bits[0] - bits[1]) < 0.5
+
+
 def test_equal_runs_are_equal_to_the_byte_and_other_seeds_are_not(done: Path, tmp_path: Path, capsys: Capture) -> None:
     for name, seed in (("same", "0"), ("other", "4")):
         assert learn(tmp_path / name, "--seed", seed) == 0

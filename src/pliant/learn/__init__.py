@@ -1,7 +1,8 @@
 """A model that changes while it answers.
 
 - `Learner`: predicts, remembers what it said, learns when the answer comes
-- `bptt`, `trace`, `immediate`: the learning rule, how far back a gradient reaches; `trace_bytes`: what it costs
+- `bptt`, `trace`, `immediate`: the learning rule, how far back a gradient reaches, `rule_named` by their names;
+  `trace_bytes`: what traces cost
 - `prequential`: the loop over a stream; `fit`: many passes over a fixed set
 - `Life`: everything an exact continuation needs, as one value
 - `Majority`, `NoChange`, `Frozen`, `Retrained`: honest opponents; `Timed`: counts what each costs
@@ -12,7 +13,7 @@ from pliant.learn.learner import Learner
 from pliant.learn.life import Life
 from pliant.learn.loops import fit, prequential
 from pliant.learn.opponents import Frozen, Majority, NoChange, Retrained
-from pliant.learn.rules import Bptt, Rule, Trace, bptt, immediate, trace
+from pliant.learn.rules import Bptt, Rule, RuleName, Trace, bptt, immediate, rule_named, trace
 from pliant.learn.timed import Timed
 from pliant.learn.traces import trace_bytes
 
@@ -26,12 +27,14 @@ __all__ = [
     "Predictor",
     "Retrained",
     "Rule",
+    "RuleName",
     "Timed",
     "Trace",
     "bptt",
     "fit",
     "immediate",
     "prequential",
+    "rule_named",
     "trace",
     "trace_bytes",
 ]

@@ -12,13 +12,16 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pliant.core import Question, UsageError, detach, put, take
+
+CHUNK = 16
+"""Steps from one border of traces to the next, unless something else is said."""
 
 
 class Asked(NamedTuple):
@@ -246,7 +249,7 @@ class Trace(Rule):
         return {asked.question.time for asked in newest_first}
 
 
-def trace(chunk: int = 16, *, every: int | None = None, policy: Mapping[str, str] | None = None) -> Trace:
+def trace(chunk: int = CHUNK, *, every: int | None = None, policy: Mapping[str, str] | None = None) -> Trace:
     """Gradients that reach all the past in constant memory and time, for layers of element-wise recurrence.
 
     Steps are taken in chunks. Inside a chunk the gradient is that of back-propagation, through all layers. What flows
@@ -275,6 +278,24 @@ def trace(chunk: int = 16, *, every: int | None = None, policy: Mapping[str, str
     if every is not None and (not _whole(every) or every < 1):
         raise UsageError(f"trace: every is {every}, expected at least 1 target, or None for one update a chunk")
     return Trace(chunk, every or 0, tuple((policy or {}).items()))
+
+
+RuleName = Literal["bptt", "trace", "immediate"]
+
+
+def rule_named(name: RuleName, window: int, steps: int, *, every: int = 1, revisit: bool = False) -> Rule:
+    """A rule by its name, for questions of so many steps.
+
+    Args:
+        name: `bptt` over the window; `trace`, in chunks as long as a question, of 16 steps at least; or `immediate`.
+        window: of `bptt`, as every and revisit are.
+        steps: of a question.
+        every: targets from one update to the next.
+        revisit: see `bptt`.
+    """
+    if name == "bptt":
+        return bptt(window, every=every, revisit=revisit)
+    return trace(max(CHUNK, steps), every=every if every > 1 else None) if name == "trace" else immediate()
 
 
 def _whole(number: Any) -> bool:

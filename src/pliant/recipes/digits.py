@@ -12,7 +12,7 @@ from typing import Literal
 
 from pliant.core import UsageError
 from pliant.core.seeds import seeded
-from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, bptt
+from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, RuleName, rule_named
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
 from pliant.optim import adamw, warmup, warmup_cosine
@@ -53,8 +53,11 @@ class DigitsConfig:
     """Questions by which each answer comes later."""
     size: int = 2
     """The one dial of the model: depth = size, width = 32 size (1 to 16)."""
+    rule: RuleName = "bptt"
+    """How far back an answer is learned from: bptt, over --window; trace, over all the past, in constant memory;
+    immediate, over the step itself (docs/rules.md)."""
     window: int = 64
-    """Steps that gradients reach back (1 to 4096)."""
+    """Steps that gradients reach back with bptt (1 to 4096)."""
     lr: float = 3e-3
     """Learning rate of AdamW."""
     keep: tuple[Keeper, ...] = ("normalize-project", "isometry", "toward-init")
@@ -115,7 +118,7 @@ def learner(config: DigitsConfig, source: Stream, name: str = "model") -> Learne
     return Learner(
         model,
         optimizer,
-        bptt(config.window),
+        rule_named(config.rule, config.window, source.spec.steps),
         # Joint gains take fewer bits than free ones here, and more on tables (docs/defaults.md).
         keeping(config.keep, model, optimizer, warmup(WARMUP), again=AGAIN, gains="joint"),
         streams=source.spec.batch,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pliant.core import UsageError, categorical_nats, seeded
 from pliant.core.columns import Columns
-from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, bptt
+from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, RuleName, rule_named
 from pliant.learn.references import LastLabel, Marginal, Seasonal
 from pliant.learn.trees import Boosting, River
 from pliant.models.table import TableModel
@@ -96,9 +96,12 @@ class SeriesConfig:
     than 10,000 rows."""
     size: int = 1
     """The one dial of the model: width = 32 size, depth = 2 (1 to 16)."""
+    rule: RuleName = "bptt"
+    """How far back an answer is learned from: bptt, over --window, again at each update; trace, over all the past, once
+    and in constant memory; immediate, over the row itself (docs/rules.md)."""
     window: int | None = None
-    """Rows that gradients reach back and whose answers each update takes (1 to 4096). Default: four chunks, within 8 to
-    32, or one chunk."""
+    """Rows that gradients reach back with bptt, and whose answers each update takes (1 to 4096). Default: four chunks,
+    within 8 to 32, or one chunk."""
     lr: float | None = None
     """Learning rate of AdamW at its highest; it falls with the square root of time, down to a floor. Default: 0.003,
     less by square roots for a long --horizon, whose targets overlap, and for a --chunk below 8."""
@@ -248,7 +251,9 @@ def learner(
     return Learner(
         model,
         optimizer,
-        bptt(shape.window, every=shape.chunk if live or streams > 1 else 1, revisit=True),
+        rule_named(
+            config.rule, shape.window, shape.chunk, every=shape.chunk if live or streams > 1 else 1, revisit=True
+        ),
         keeping(config.keep, model, optimizer, inverse_sqrt(WARMUP, SCALE / shape.chunk, FLOOR)),
         streams=streams,
         remember=max(MAX_WAITING, shape.remember * shape.chunk) if live else shape.remember,
