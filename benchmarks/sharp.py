@@ -148,8 +148,13 @@ def table(found: list[tuple[Trial, Any]]) -> str:
     lines = ["| | " + " | ".join(f"{size:,}" for size in SIZES) + " |", "| --- |" + " ---: |" * len(SIZES)]
     lines += [_line(f"paper, {name}", values) for name, values in PAPER.items()]
     for head in ("plain", "refit"):
-        lines += [_line(f"{head}, {name}", mean(found, head, name)) for name in weightings(1.0)]
+        lines += [_line(f"{head}, {name}", mean(found, head, name)) for name in _ways(found, head)]
     return "\n".join(lines)
+
+
+def _ways(found: list[tuple[Trial, Any]], head: str) -> list[str]:
+    """Weightings that all of these trials have."""
+    return [name for name in found[0][1][head] if all(name in result[head] for _, result in found)]
 
 
 def _line(name: str, values: Any) -> str:
@@ -192,29 +197,36 @@ def draw(found: list[tuple[Trial, Any]]) -> str:
 
 
 def page() -> None:
-    """The figure, and between its marks in docs/sharp.md the table."""
-    found = results()
-    FIGURE.write_text(draw(found) + "\n")
-    text = PAGE.read_text()
-    start, end = "<!-- table -->\n", "<!-- end of table -->\n"
-    head, rest = text.split(start)
-    PAGE.write_text(head + start + table(found) + "\n" + end + rest.split(end)[1])
+    """The figure, and between its marks in docs/sharp.md each table."""
+    FIGURE.write_text(draw(results()) + "\n")
+    for name, found in (("table", results()), ("fresh table", _fresh())):
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+        head, rest = PAGE.read_text().split(start)
+        PAGE.write_text(head + start + table(found) + "\n" + end + rest.split(end)[1])
 
 
 def fresh() -> None:
     """Seeds that nothing was chosen on, 5,000 updates each: what a refit head holds with the perplexity rule."""
-    done = [json.loads(line) for line in FRESH.read_text().splitlines()] if FRESH.exists() else []
-    for seed in FRESH_SEEDS:
-        if seed not in {row["seed"] for row in done}:
-            found = run(Trial("head", {"steps": 5000}, seed), lambda share, word: None)["refit"]["perplexity"]
-            done.append({"seed": seed} | {str(n): found[list(SIZES).index(n)] for n in (64, 1024, 16_384)})
-            FRESH.write_text("".join(json.dumps(row) + "\n" for row in done))
+    done = _fresh()
+    for trial in (Trial("head", {"steps": 5000}, seed) for seed in FRESH_SEEDS):
+        if trial not in [other for other, _ in done]:
+            done.append((trial, run(trial, lambda share, word: None)))
+            with open(FRESH, "a") as file:
+                file.write(json.dumps({"seed": trial.seed, "result": done[-1][1]}) + "\n")
+    rows = [result["refit"]["perplexity"] for _, result in done]
+    held = {n: [row[SIZES.index(n)] for row in rows] for n in (64, 1024, 16_384)}
     append(
         "a refit head with weights by perplexity holds 95 % at 1,024 and 80 % at 16,384, on seeds that nothing was "
         "chosen on", "python benchmarks/sharp.py fresh",
-        {f"{n} items": [row[n] for row in done] for n in ("64", "1024", "16384")} | {"seeds": len(done)},
-        holds=all(row["1024"] >= 95 and row["16384"] >= 80 for row in done), note="percent, by seed; 5,000 updates",
+        {f"{n} items": values for n, values in held.items()} | {"seeds": len(done)},
+        holds=min(held[1024]) >= 95 and min(held[16_384]) >= 80, note="percent, by seed; 5,000 updates",
     )  # fmt: skip
+
+
+def _fresh() -> list[tuple[Trial, Any]]:
+    lines = FRESH.read_text().splitlines() if FRESH.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [(Trial("head", {"steps": 5000}, row["seed"]), row["result"]) for row in rows]
 
 
 def main(arguments: list[str]) -> None:

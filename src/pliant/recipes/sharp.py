@@ -27,7 +27,7 @@ appendix A; adaptive-temperature.md 2.4 and 4. The paper trains for longer than 
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pliant.core import generator, seeded
-from pliant.kernels import adaptive_softmax, perplexity_softmax, ssmax, stieltjes
+from pliant.kernels import adaptive_softmax, entmax, perplexity_softmax, sparsemax, ssmax, stieltjes
+from pliant.mixers.sharpen import fit_polynomial, fit_temperature
 from pliant.recipes.reproduce import Claim, Reproduction, Result, Scale, Trial, Verdict
 
 CLASSES, WIDTH = 10, 128
@@ -45,8 +46,8 @@ SMALLEST, LARGEST = 5, 16
 """Sizes that are trained on; each is as frequent."""
 BATCH, RATE, DECAY = 128, 1e-3, 1e-3
 SIZES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-CHOSEN_AT = 64
-"""The size at which what is told to a sharpening is chosen."""
+CHOSEN_AT, DEGREE = 64, 4
+"""The size at which what is told to a sharpening is chosen; of a polynomial that is fitted there."""
 PROBES, RIDGE = 2048, 1e-12
 """Priorities that a refit sees, each with every class; what is added to the diagonal, over the mean square of units."""
 PAPER = {
@@ -161,16 +162,36 @@ Weighting = Callable[[Tensor], Tensor]
 HARD = "hardmax"
 
 
-def weightings(items: float) -> dict[str, Weighting]:
-    """What a head is read with; hardmax is for reference."""
+def weightings(items: float, fitted: Mapping[str, Weighting] | None = None) -> dict[str, Weighting]:
+    """What a head is read with, `fitted` maps of its own among them; hardmax is for reference."""
     return {
         "softmax": lambda e: e.softmax(-1),
         "adaptive": adaptive_softmax,
         "perplexity": partial(perplexity_softmax, items=items),
         "ssmax": partial(ssmax, scale=1 / math.log(LARGEST)),
         "stieltjes": partial(stieltjes, power=4.0),
+        "stieltjes, power 1": partial(stieltjes, power=1.0),
+        "stieltjes, power 16": partial(stieltjes, power=16.0),
+        "entmax": entmax,
+        "sparsemax": sparsemax,
+        **(fitted or {}),
         HARD: lambda e: F.one_hot(e.argmax(-1), e.shape[-1]).to(e.dtype),
     }
+
+
+def fitted_maps(model: MaxRetrieval, keys: Tensor | None, seed: int) -> dict[str, Weighting]:
+    """Maps from entropy to temperature that are fitted to rows of the head at the size `CHOSEN_AT`."""
+    sets = draw(MOST_SETS, CHOSEN_AT, generator(seed, "sharp fit"))
+    with torch.no_grad():
+        key = model.key(sets.queries)
+        e = model.logits(
+            model.units(sets.priorities, sets.classes), key if keys is None else (key.double() @ keys).float()
+        )
+    best, found = sets.priorities.argmax(1), dict[str, Weighting]()
+    found["fitted map"] = fit_temperature(e, best)
+    if int((e.argmax(-1) != best).sum()) > DEGREE:  # else no row says where it should be sharper
+        found["fitted polynomial"] = fit_polynomial(e, best, degree=DEGREE)
+    return found
 
 
 @torch.no_grad()
@@ -218,7 +239,8 @@ def run(trial: Trial, progress: Callable[[float, str], None]) -> Result:
     found: Result = {"items": {}}
     for name, keys in (("plain", None), ("refit", refit(model, generator(trial.seed, "sharp refit")))):
         items = choose_items(model, keys, trial.seed)
-        rows = [accuracies(model, size, weightings(items), generator(trial.seed, f"sharp {size}"), keys)
+        ways = weightings(items, fitted_maps(model, keys, trial.seed))
+        rows = [accuracies(model, size, ways, generator(trial.seed, f"sharp {size}"), keys)
                 for size in SIZES]  # fmt: skip
         found["items"][name] = items
         found[name] = {way: [row[way] for row in rows] for way in rows[0]}
