@@ -282,6 +282,43 @@ def traced_life() -> Life:
     return Life(learner=ours, stream=stream, scores=scores())
 
 
+@pytest.mark.slow
+def test_memory_at_its_peak_is_that_of_the_hundredth_step() -> None:
+    """A11: what torch allocates in a step and its update, ten thousand steps later."""
+    ours, peaks = Learner(net := model(2), adamw(net, 1e-3), trace(4), streams=1), list[int]()
+    here = world(100, streams=1)
+    for t in range(10_000):
+        question, answer = asked(here, [0], t % 100, t % 100 + 1, t)
+        if t not in (103, 9_999):
+            ours.predict(question)
+            ours.learn(answer)
+            continue
+        with torch.profiler.profile(profile_memory=True) as profiled:
+            ours.predict(question)
+            assert ours.learn(answer).outcome == "updated"
+        events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+        sizes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+        peaks.append(max(sum(sizes[: i + 1]) for i in range(len(sizes))))
+    assert peaks[0] == peaks[1] > 0
+
+
+def test_where_nothing_is_remembered_all_rules_are_one() -> None:
+    """A12: with a reset at each step, that is a = 0, no gradient goes further than the step."""
+    x, targets, reset, mask = world(12)
+    here, totals = (x, targets, torch.ones_like(reset), mask), []
+    for rule in (trace(1), trace(4), bptt(1), bptt(32), immediate()):
+        ours = learner(rule)
+        for t in range(12):
+            question, answer = asked(here, [0, 1], t, t + 1, t)
+            ours.predict(question)
+            learn(ours, answer)
+        totals.append(ours.optimizer.total)  # type: ignore[attr-defined]
+    for other in totals[1:]:
+        for name, gradient in totals[0].items():
+            if "conv" not in name and not name.startswith(FED):  # a convolution remembers, too, but for the reset
+                torch.testing.assert_close(other[name], gradient, rtol=1e-10, atol=1e-12, msg=name)
+
+
 def test_a_saved_and_a_forked_life_go_on_to_the_same_bits(tmp_path: Any) -> None:
     this = traced_life()
     run(this, 37)
