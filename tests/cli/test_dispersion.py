@@ -44,7 +44,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, text: str, capsys: pytest
         ([model], "needs a model and a text"),
         ([model, "--text", text, "--share", "2"], "a share above 0 and at most 1"),
         ([model, "--text", str(tmp_path / "none")], "cannot be read as text"),
-        ([model, "--text", str(tmp_path / "empty.txt")], "has 1 tokens"),
+        ([model, "--text", str(tmp_path / "empty.txt")], "has 1 token, expected"),
         ([str(tmp_path / "none"), "--text", text], "is not there"),
         ([without, "--text", text], "has no attention"),
     ):

@@ -101,6 +101,10 @@ def test_the_fit_finds_the_temperature_that_targets_were_drawn_at() -> None:
     assert (far[0] < far[1]).all()
     with pytest.raises(UsageError, match="more rows"):
         fit_temperature(logits[:, :2], targets[:, :2])
+    with pytest.raises(UsageError, match="NaN, or a target is not visible"):
+        fit_temperature(logits * torch.nan, targets)
+    with pytest.raises(UsageError, match="NaN, or a target is not visible"):
+        fit_temperature(logits, targets, torch.zeros_like(logits, dtype=torch.bool))
 
 
 def test_the_fit_leaves_masked_entries_out() -> None:

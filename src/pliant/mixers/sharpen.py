@@ -218,9 +218,9 @@ def fit_temperature(
         updates: of the fit, by Adam.
 
     Raises:
-        UsageError: fewer rows than knots, or fewer knots than 2.
+        UsageError: fewer rows than knots, fewer knots than 2, logits that are NaN, or a target that is not visible.
     """
-    e, entropy = _visible(logits, mask)
+    e, entropy = _visible(logits, mask, targets)
     if entropy.numel() < num_knots or num_knots < 2:
         raise UsageError(f"fit_temperature: {entropy.numel()} rows and {num_knots} knots, expected more rows, 2 knots")
     levels = torch.linspace(0, 1, num_knots, dtype=torch.float64, device=e.device)
@@ -248,9 +248,9 @@ def fit_polynomial(
     Where it has, larger β are ever better, so these rows say nothing. The best β is looked for from 1 to 64.
 
     Raises:
-        UsageError: too few such rows.
+        UsageError: too few such rows, logits that are NaN, or a target that is not visible.
     """
-    e, entropy = _visible(logits, mask)
+    e, entropy = _visible(logits, mask, targets)
     wrong = e.argmax(-1) != targets
     if int(wrong.sum()) <= degree:
         raise UsageError(
@@ -265,9 +265,11 @@ def fit_polynomial(
     return Polynomial(torch.linalg.lstsq(powers, best[:, None]).solution[:, 0], float(entropy.max()))
 
 
-def _visible(logits: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _visible(logits: Tensor, mask: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in float32 at least, -inf where not visible, and their entropies `(..., 1)`."""
     e = logits.detach() if mask is None else torch.where(mask, logits.detach(), -torch.inf)
+    if e.isnan().any() or (e.gather(-1, targets[..., None]) == -torch.inf).any():
+        raise UsageError("logits to fit to are NaN, or a target is not visible in its row")
     e = e.to(torch.promote_types(e.dtype, torch.float32))
     return e, row_entropy(e)
 

@@ -32,7 +32,7 @@ def heads_on(model: Path, text: Path, tokens: int = 1024, share: float = 0.5) ->
         numbers = torch.tensor(tokenizer(said, verbose=False)["input_ids"], dtype=torch.int64)
     numbers = numbers[: min(tokens, room_of(made) or tokens)]
     if len(numbers) < 2:
-        raise UsageError(f"{text} has {len(numbers)} tokens, expected at least 2")
+        raise UsageError(f"{text} has {len(numbers)} token{'' if len(numbers) == 1 else 's'}, expected at least 2")
     with torch.no_grad(), watched(made) as watches:
         made(numbers[None])
     return heads(watches, share)

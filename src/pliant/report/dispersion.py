@@ -54,9 +54,10 @@ def _paint(axes, heads: Sequence[Head], first: bool, last: bool) -> None:  # typ
     for head in heads:
         color = PALETTE[head.head % len(PALETTE)]
         axes.plot(head.keys, head.top, color=color, linewidth=1.1, alpha=0.75, marker="o", markersize=2)
-        axes.annotate(str(head.head), (head.keys[-1], head.top[-1]), (3, 0), textcoords="offset points", va="center",
-                      fontsize=FONT - 4, color=dark(color), annotation_clip=False)  # fmt: skip
+        axes.annotate(str(head.head), (head.keys[0], head.top[0]), (-4, 0), textcoords="offset points", va="center",
+                      ha="right", fontsize=FONT - 3, color=dark(color), annotation_clip=False)  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.set_xlim(left=1.3)
     axes.xaxis.set_major_locator(LogLocator(base=4, numticks=6))
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
     axes.set_ylim(0, 1.02)
