@@ -20,6 +20,7 @@ settings.register_profile(
     "pliant", deadline=None, max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("pliant")
+torch.set_num_threads(1)  # here, since fixtures of modules come before those of tests
 
 POISON = {True: float("nan"), False: 0x5A}
 
@@ -89,7 +90,6 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """A test that has set other numbers of threads leaves one."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
