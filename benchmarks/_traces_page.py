@@ -7,6 +7,7 @@ from typing import Any
 
 from _ledger import DOCS
 
+from pliant.report.paint import plain
 from pliant.report.style import BLUE, ORANGE, STYLE
 
 BEGIN, END = "<!-- figures, by `python benchmarks/traces.py draw` -->", "<!-- end of figures -->"
@@ -89,6 +90,7 @@ def _distances(lines: Sequence[Line]) -> list[str]:
 def _figure(lines: Sequence[Line]) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     with style.context(["default", STYLE]):
         figure = Figure(figsize=(11.0, 3.6), layout="constrained")
@@ -106,10 +108,12 @@ def _figure(lines: Sequence[Line]) -> None:
             means = [statistics.fmean(line["accuracy"] for line in cells[d]) for d in at]
             axes.plot(at, means, marker="o", markersize=4, color=COLORS[rule], label=rule)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title("recall of one bit", loc="left", fontsize=10)
         axes.set_xlabel("steps back")
         axes.set_ylabel("accuracy")
-        axes.legend(frameon=False, fontsize=8.5, labelcolor="#444444")
+        axes.legend(frameon=False, fontsize=8.5, labelcolor="#444444", loc="lower left", bbox_to_anchor=(0.0, 0.08))
         figure.savefig(DOCS / "rules.svg", metadata={"Date": None})
 
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pliant.core import generator
 from pliant.kernels import adaptive_softmax, perplexity_softmax, sharp_attention, ssmax
 from pliant.recipes.reproduce import Trial
-from pliant.recipes.sharp import PAPER, SIZES, STEPS, judge, mean, run, weightings
+from pliant.recipes.sharp import PAPER, SIZES, STEPS, judge, mean, run
 from pliant.report.labels import label_ends
 from pliant.report.paint import Line, svg
 from pliant.report.style import BLUE, DASHED, DOTTED, ORANGE, PALETTE

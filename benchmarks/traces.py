@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -359,16 +360,17 @@ def peak(rule: str) -> int:
         model = Unit(1000)
     learner = Learner(model, torch.optim.SGD(model.parameters(), 1e-3), RULES[rule](), streams=STREAMS)
     yes, rows = torch.ones(STREAMS, LENGTH, dtype=torch.bool), torch.arange(STREAMS)
-    held, most = 0, 0
+    most = 0
     for i, (x, targets, use, reset) in enumerate(questions("recall", 100, STREAMS, 0, LENGTH * 30)):
-        with torch.profiler.profile(profile_memory=True) as profiled:
+        watching = torch.profiler.profile(profile_memory=True) if i > 20 else nullcontext()  # what is made first stays
+        with watching as profiled:
             learner.predict(Question(x, reset, yes, i, rows))
             learner.learn(Answer(targets, yes, use, i, rows))
-        events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+        events = profiled.profiler.kineto_results.events() if i > 20 else []
         held = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
+        for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
             held += event.nbytes()
-            most = max(most, held) if i > 20 else 0  # what was made at the first questions stays
+            most = max(most, held)
     return most
 
 
