@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pliant.core import leaves, seeded
 from pliant.core.state import map_state
-from pliant.kernels import matrix_memory
+from pliant.kernels import linear_scan, matrix_memory
 from pliant.kernels._lru_traces import lru_traces
+from pliant.kernels._traces import Border
 from pliant.mixers import LRU, RGLRU, S6, GatedLRU, MultiScaleSSM, SequenceMixer
 from pliant.mixers.gated_lru import by_head
 
@@ -107,6 +108,22 @@ def chunked(draw: st.DrawFn) -> tuple[list[int], Tensor, Tensor, tuple[int, ...]
     flags = draw(st.lists(st.integers(0, 9), min_size=math.prod(shape), max_size=math.prod(shape)))
     drawn = torch.tensor(flags, dtype=torch.int64).reshape(shape)
     return lengths, drawn == 0, drawn < 8, draw(st.sampled_from([(), (2,)]))
+
+
+def test_check_a1_a_leaky_integrator() -> None:
+    """h = a h + x with a = sigmoid(1): the trace by its logit, in one chunk of any length and from chunk to chunk."""
+    x = torch.tensor([1, 2, -1, 0.5], dtype=torch.float64).reshape(1, 4, 1, 1)
+    a = torch.full_like(x, 1.0).sigmoid()
+    h = linear_scan(a.flatten(2), x.flatten(2))[0].reshape(x.shape)
+    source = (a * (1 - a)) * torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
+    wanted = [0.0, 0.1966119332, 0.6806935474, 0.6935631931]
+    assert h.flatten().tolist() == pytest.approx([1, 2.7310585786, 0.9965638026, 1.2285465171], abs=1e-9)
+    trace: Tensor | None = None
+    for t in range(4):
+        whole, step = Border(a[:, : t + 1], None), Border(a[:, t : t + 1], None)
+        trace = step.onto(trace, step.left(source[:, t : t + 1]).sum(1))
+        for found in (trace, whole.onto(None, whole.left(source[:, : t + 1]).sum(1))):
+            assert float(found) == pytest.approx(wanted[t], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", EXACT)
