@@ -13,7 +13,7 @@ from pliant.learn.learner import Learner
 from pliant.learn.life import Life
 from pliant.learn.loops import fit, prequential
 from pliant.learn.opponents import Frozen, Majority, NoChange, Retrained
-from pliant.learn.rules import Bptt, Rule, RuleName, Trace, bptt, immediate, rule_named, trace
+from pliant.learn.rules import Bptt, Rule, Trace, bptt, immediate, rule_named, trace
 from pliant.learn.timed import Timed
 from pliant.learn.traces import trace_bytes
 
@@ -27,7 +27,6 @@ __all__ = [
     "Predictor",
     "Retrained",
     "Rule",
-    "RuleName",
     "Timed",
     "Trace",
     "bptt",

@@ -12,7 +12,8 @@ from typing import Literal
 
 from pliant.core import UsageError
 from pliant.core.seeds import seeded
-from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, RuleName, rule_named
+from pliant.learn import Frozen, Learner, Life, Majority, NoChange, Predictor, Retrained, rule_named
+from pliant.learn.rules import RuleName
 from pliant.models import SequenceClassifier
 from pliant.models.classifier import MAX_SIZE
 from pliant.optim import adamw, warmup, warmup_cosine

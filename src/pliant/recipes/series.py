@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pliant.core import UsageError, categorical_nats, seeded
 from pliant.core.columns import Columns
-from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, RuleName, rule_named
+from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, rule_named
 from pliant.learn.references import LastLabel, Marginal, Seasonal
+from pliant.learn.rules import RuleName
 from pliant.learn.trees import Boosting, River
 from pliant.models.table import TableModel
 from pliant.optim import adamw, inverse_sqrt
