@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pliant.cli.arguments import Misuse, parse, require
+from pliant.cli.figure import check_folder, draw_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +46,16 @@ def command(arguments: list[str]) -> int:
             f"pliant measure dispersion: --tokens {options.tokens} and --share {options.share:g}, expected at least 2 "
             "tokens and a share above 0 and at most 1"
         )
-    from pliant.core import Disk, UsageError
     from pliant.core.plain import dumps
     from pliant.measure.dispersion import table, verdict
     from pliant.recipes.heads import heads_on
 
+    check_folder(options.figure)
     found = heads_on(options.model, options.text, options.tokens, options.share)
     if options.figure is not None:
         from pliant.report.dispersion import draw
 
-        try:
-            Disk().replace_file(options.figure, draw(found).encode())
-        except OSError as error:
-            raise UsageError(f"{options.figure} cannot be written ({error.strerror or error})") from None
+        draw_to(options.figure, lambda: draw(found))
     said = verdict(found, options.share)
     if options.json:
         print(dumps({"verdict": said, "share": options.share, "heads": [head._asdict() for head in found]}))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pliant.cli.arguments import Misuse, parse, require
+from pliant.cli.figure import check_folder, draw_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +58,15 @@ def command(arguments: list[str]) -> int:
         raise Misuse(
             f"pliant measure perplexity: --piece {options.piece} and --limit {options.limit} must be at least 1"
         )
-    from pliant.core import Disk, UsageError
     from pliant.core.plain import dumps
     from pliant.recipes.contest import contest
 
-    if options.figure is not None and not options.figure.parent.is_dir():  # before anything is scored
-        raise Misuse(f"{options.figure} cannot be written: there is no folder {options.figure.parent}")
+    check_folder(options.figure)
     found = contest(_scores(options), seed=options.seed)
     print(dumps(found.found()) if options.json else "\n".join(found.lines()), flush=True)
-    if options.figure is not None:
-        try:
-            Disk().replace_file(options.figure, found.svg().encode())
-        except OSError as error:
-            raise UsageError(f"{options.figure} cannot be written ({error.strerror or error})") from None
-        if left := found.undrawn():
-            print(f"not in the figure: {', '.join(left)}", file=sys.stderr)
+    draw_to(options.figure, found.svg)
+    if options.figure is not None and (left := found.undrawn()):
+        print(f"not in the figure: {', '.join(left)}", file=sys.stderr)
     return 0
 
 

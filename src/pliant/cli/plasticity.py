@@ -1,11 +1,11 @@
 """`pliant measure plasticity`: how much an agent, or a learner, is shaped by what it sees, in bits."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pliant.cli.arguments import Misuse, parse, require
+from pliant.cli.figure import check_folder, draw_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +77,7 @@ def command(arguments: list[str]) -> int:
     if options.seed < 0:
         raise Misuse(f"--seed is {options.seed}, expected 0 or more")
     for path in (options.figure, options.log):  # before anything is played
-        if path is not None and not path.parent.is_dir():
-            raise Misuse(f"{path} cannot be written: there is no folder {path.parent}")
+        check_folder(path)
     return _of_run(options) if Path(options.source).is_dir() else _of_turns(options)
 
 
@@ -91,7 +90,7 @@ def _of_turns(options: PlasticityOptions) -> int:
         measured = of_one_life(turns, indices=options.indices, depth=options.depth)
     else:
         measured = of_lives(turns, **{name: getattr(options, name) for name in OF_LIVES | {"indices"}})
-    _draw(options, measured.svg)
+    draw_to(options.figure, measured.svg)
     print(dumps(measured.found) if options.json else "\n".join(measured.lines))
     return 0
 
@@ -103,7 +102,7 @@ def _of_run(options: PlasticityOptions) -> int:
     from pliant.report.flow import of_learner
 
     found, update, probe, history = plasticity_of(Path(options.source), options.seed)
-    _draw(options, lambda: of_learner([(look.update, look.bits) for look in history], (update, found.bits),
+    draw_to(options.figure, lambda: of_learner([(look.update, look.bits) for look in history], (update, found.bits),
                                       found.error, found.most))  # fmt: skip
     if options.json:
         print(dumps({**found._asdict(), "update": update, "probe": probe,
@@ -123,16 +122,6 @@ def _apply(options: PlasticityOptions, source: str) -> None:
              if field.name not in APPLY[source] and getattr(options, field.name) != field.default]  # fmt: skip
     if given:
         raise Misuse(f"{NAME}: --{given[0].replace('_', '-')} says nothing of {source}")
-
-
-def _draw(options: PlasticityOptions, svg: Callable[[], str]) -> None:
-    from pliant.core import Disk, UsageError
-
-    if options.figure is not None:
-        try:
-            Disk().replace_file(options.figure, svg().encode())
-        except OSError as error:
-            raise UsageError(f"{options.figure} cannot be written ({error.strerror or error})") from None
 
 
 def _turns(options: PlasticityOptions) -> Any:
