@@ -1,7 +1,7 @@
 """Mixers in the main job, online: what they take in bits, and in processor time. Also: do sharper weights help?
 
 python benchmarks/mixers.py --data FOLDER        # whatever is missing in docs/results/mixers.jsonl
-python benchmarks/mixers.py --draw               # docs/online.md
+python benchmarks/mixers.py --draw               # docs/online.md, docs/online.svg
 python benchmarks/mixers.py --ledger
 
 FOLDER holds `streams`, the layout that `pliant.streams.named` reads. Streams are those of `pliant learn digits` and
@@ -9,7 +9,7 @@ FOLDER holds `streams`, the layout that `pliant.streams.named` reads. Streams ar
 on each stream with a seed of its own; the one with fewer bits is run with other seeds. Set OMP_NUM_THREADS=1.
 
 Weights of attention, of the scales of MS-SSM, and of the answers themselves (the read-out) are made sharper, each
-beside the same with softmax.
+beside the same with softmax. On tables, the default also gets as much more time as other mixers take, by its own dials.
 """
 
 import math
@@ -32,6 +32,7 @@ from pliant.mixers.multi_scale import ScaleWeights
 from pliant.models import SequenceClassifier
 from pliant.models.table import TableModel
 from pliant.recipes import digits, series
+from pliant.report.style import BLUE, ORANGE, STYLE
 
 FILE, PAGE = DOCS / "results" / "mixers.jsonl", DOCS / "online.md"
 TUNING, SEEDS, SHARES = 100, (0, 1, 2), (1.0, 1 / 3)
@@ -55,6 +56,12 @@ MIXERS: dict[str, tuple[str, dict[str, Any] | None]] = {
 SHARP = {"WindowAttention, adaptive": SOFTMAX, "WindowAttention, perplexity": SOFTMAX,
          "MS-SSM, adaptive weights": SCALES, READOUT: DEFAULT}  # fmt: skip
 """Beside which softmax each stands."""
+DIALS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"{mixer}, {dial.replace('=', ' ')}": (mixer, {dial.split("=")[0]: int(dial.split("=")[1])})
+    for mixer, dials in ((DEFAULT, ("size=2", "size=4", "chunk=4")), ("MultiresConv", ("size=2",)))
+    for dial in dials
+}
+"""Of `pliant learn series`; on tables alone."""
 ROWS = {"electricity": 12_000, "weather": 12_000, "outdoor": None, "regimes": 20_000}
 STREAMS = ("digits, permute", "digits, random", *ROWS)
 
@@ -92,7 +99,8 @@ class SharpTable(_SharpReadout, TableModel):
 
 
 def run(data: Path, mixer: str, stream: str, rate: float, seed: int) -> Record:
-    name, options = MIXERS[mixer]
+    of, dials = DIALS.get(mixer, (mixer, {}))
+    name, options = MIXERS[of]
     if name == SharpScales.__name__:
         known_mixers.SharpScales = SharpScales  # type: ignore[attr-defined]
         known_mixers.__all__ = [*known_mixers.__all__, name]
@@ -106,7 +114,7 @@ def run(data: Path, mixer: str, stream: str, rate: float, seed: int) -> Record:
     else:
         recipe.TableModel = partial(table, **more)
         named = {"stream": "regimes"} if stream == "regimes" else options_of(stream, data)
-        config = series.SeriesConfig(**named, rows=ROWS[stream], **common)
+        config = series.SeriesConfig(**named, rows=ROWS[stream], **common, **dials)
     summary, _ = driven(recipe, config)
     bits, seconds = summary["members"]["pliant"]["bits"], summary["cpu_seconds"]["pliant"]
     return {"mean": -bits, "bits": bits, "parameters": summary["parameters"], "cpu seconds": round(seconds, 1)}
@@ -120,6 +128,8 @@ def work(mixers: Sequence[str], streams: Sequence[str], seeds: Sequence[int], da
     trials = trials_in(data[0])
     for stream in streams:
         for mixer in mixers:
+            if mixer in DIALS and stream not in ROWS:
+                continue
             tried = [{"mixer": mixer, "stream": stream, "rate": RATE * share, "seed": TUNING} for share in SHARES]
             rate = trials.best(tried)["rate"]
             for seed in seeds:
@@ -140,7 +150,9 @@ over streams; the default has a pass of its own over all of its blocks.
 
 def by_mixer(records: Sequence[Record], seeds: Sequence[int]) -> dict[str, dict[str, list[Record]]]:
     """Runs of each mixer by stream; of those that have been run to the end."""
-    found: dict[str, dict[str, list[Record]]] = {name: {stream: [] for stream in STREAMS} for name in MIXERS}
+    found: dict[str, dict[str, list[Record]]] = {
+        name: {stream: [] for stream in (ROWS if name in DIALS else STREAMS)} for name in (*MIXERS, *DIALS)
+    }
     for record in records:
         key = record["key"]
         if key["seed"] in seeds:
@@ -168,7 +180,8 @@ def slower(found: dict[str, dict[str, list[Record]]], name: str) -> float:
 
 
 def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
-    found = by_mixer(records, seeds)
+    everything = by_mixer(records, seeds)
+    found = {name: of for name, of in everything.items() if name in MIXERS}
     rank = ranks(found)
     parts = [
         HEAD.format(seeds=len(seeds), streams=" | ".join(STREAMS), line="| --- " * (len(STREAMS) + 4) + "|").strip()
@@ -180,11 +193,60 @@ def draw(records: Sequence[Record], seeds: Sequence[int]) -> None:
         parts.append(f"| {name} | {' | '.join(cells)} | {rank[name]:.2f} | {slower(found, name):.1f} | {size} |")
     missing = [name for name in MIXERS if name not in found]
     parts += [f"\n**Not run yet: {', '.join(missing)}.**"] if missing else []
-    PAGE.write_text("\n".join(parts) + "\n")
+    PAGE.write_text("\n".join([*parts, *tables(everything)]) + "\n")
+    figure(everything)
+
+
+TABLES = """
+## Bits against time on tables
+
+The default of `pliant learn series`, with as much more time as other mixers take: wider (`--size`) or with more updates
+(`--chunk`). Bits per answer, and in brackets processor seconds of the run.
+
+![Bits against processor seconds on four tables](online.svg)
+"""
+SHOWN = (DEFAULT, *DIALS, "MultiresConv", "MS-SSM", "S6")
+
+
+def tables(found: dict[str, dict[str, list[Record]]]) -> list[str]:
+    lines = [TABLES, f"| learner | {' | '.join(ROWS)} |", "| --- " * (len(ROWS) + 1) + "|"]
+    for name in (name for name in SHOWN if name in found):
+        cells = [f"{mean(found[name][s]):.3f} ± {statistics.stdev(run['bits'] for run in found[name][s]):.3f} "
+                 f"({mean(found[name][s], 'cpu seconds'):.1f})" for s in ROWS]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def figure(found: dict[str, dict[str, list[Record]]]) -> None:
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        sheet = Figure(figsize=(9, 2.6))
+        for axes, stream in zip(sheet.subplots(1, len(ROWS)), ROWS, strict=True):
+            for of, color in ((DEFAULT, BLUE), ("MultiresConv", ORANGE), ("MS-SSM", "#D55E00"), ("S6", "#666666")):
+                for name in (name for name in SHOWN if name in found and name.split(",")[0] == of):
+                    runs = found[name][stream]
+                    bits, seconds = ([run[what] for run in runs] for what in ("bits", "cpu seconds"))
+                    axes.errorbar(statistics.fmean(seconds), statistics.fmean(bits), statistics.stdev(bits), fmt="o",
+                                  color=color, ms=4, lw=1, label=of if name == of else None)  # fmt: skip
+                    axes.annotate(name[len(of) + 2 :], (statistics.fmean(seconds), statistics.fmean(bits)), (4, 3),
+                                  textcoords="offset points", fontsize=6, color=color)  # fmt: skip
+            axes.set(title=stream, xscale="log", xlabel="processor seconds")
+        sheet.axes[0].set_ylabel("bits per answer")
+        sheet.axes[0].legend(frameon=False, fontsize=6)
+        sheet.tight_layout()
+        sheet.savefig(DOCS / "online.svg", metadata={"Date": None})
 
 
 def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
-    found, command = by_mixer(records, seeds), "python benchmarks/mixers.py --data FOLDER; --ledger"
+    everything, command = by_mixer(records, seeds), "python benchmarks/mixers.py --data FOLDER; --ledger"
+    found = {name: of for name, of in everything.items() if name in MIXERS}
+    append(
+        "learn series: with as much time as MultiresConv and MS-SSM take, the default mixer takes no more bits on most "
+        "of four tables", command, figures_of_time(everything) | {"seeds": len(seeds)},
+        holds=statistics.fmean(map(float, earned(everything).values())) > 0.5,
+    )  # fmt: skip
     bits = {f"{name}, {stream}": round(mean(of[stream]), 4) for name, of in found.items() for stream in STREAMS}
     rank = ranks(found)
     append(
@@ -205,5 +267,26 @@ def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
             )  # fmt: skip
 
 
+def earned(found: dict[str, dict[str, list[Record]]]) -> dict[str, bool]:
+    """Of each table, whether some dial of the default takes no more bits and time than the better of the others."""
+    mine = [name for name in found if name.split(",")[0] == DEFAULT and name not in SHARP]
+    return {
+        stream: any(
+            mean(found[name][stream]) <= mean(found[other][stream])
+            and mean(found[name][stream], "cpu seconds") <= mean(found[other][stream], "cpu seconds")
+            for name in mine
+        )
+        for stream in ROWS
+        for other in [min(("MultiresConv", "MS-SSM"), key=lambda name: mean(found[name][stream]))]
+    }
+
+
+def figures_of_time(found: dict[str, dict[str, list[Record]]]) -> dict[str, Any]:
+    return {
+        f"{name}, {stream}": [round(mean(found[name][stream], what), 4) for what in ("bits", "cpu seconds")]
+        for name in SHOWN if name in found for stream in ROWS
+    } | {f"{stream}: earned": yes for stream, yes in earned(found).items()}  # fmt: skip
+
+
 if __name__ == "__main__":
-    trials_in(Path()).command(work, draw, ledger, mixers=tuple(MIXERS), streams=STREAMS, seeds=SEEDS, data=[Path()])
+    trials_in(Path()).command(work, draw, ledger, mixers=(*MIXERS, *DIALS), streams=STREAMS, seeds=SEEDS, data=[Path()])

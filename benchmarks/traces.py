@@ -51,14 +51,17 @@ RULES: dict[str, Callable[[], Rule]] = {
 }
 
 
+DEFAULT = {"num_heads": 4, "depth": 2}
+MIXERS = {"RGLRU": {"num_heads": 4}, "LRU": {}, "S6": {}, "MultiScaleSSM": {}}
+
 # Steps per second.
 
 
-def table_learner(rule: Rule) -> Learner:
+def table_learner(rule: Rule, mixer: str = "GatedLRU", **options: Any) -> Learner:
     columns = Columns("classify", tuple(Column(f"x{i}", "number", ()) for i in range(8)), ("t",), ("0", "1"),
                       label_as_input=False)  # fmt: skip
     with seeded(0):
-        model = TableModel(columns, width=128, depth=2, mixer_options={"num_heads": 4, "depth": 2})
+        model = TableModel(columns, width=128, depth=2, mixer=mixer, mixer_options=options)
     return Learner(model, adamw(model, 1e-3), rule, streams=1)
 
 
@@ -78,14 +81,8 @@ def timed(learner: Learner, steps: int, start: int) -> float:
 
 def throughput(rounds: int) -> None:
     names = ["immediate", "trace 1", "trace", "bptt 32"]
-    learners, found = {name: table_learner(RULES[name]()) for name in names}, {name: [] for name in names}
-    for i in range(rounds + 1):  # the first one warms up
-        for name, learner in learners.items():
-            rate = timed(learner, 200 if name == "bptt 32" else 600, 1000 * i)
-            found[name] += [rate] if i else []
-    figures: dict[str, Any] = {
-        f"steps a second, {name}": round(statistics.median(rates)) for name, rates in found.items()
-    }
+    learners = {name: table_learner(RULES[name](), **DEFAULT) for name in names}
+    figures: dict[str, Any] = {f"steps a second, {name}": round(rate) for name, rate in rates(learners, rounds).items()}
     figures["KB of traces"] = round(trace_bytes(learners["trace"].model, trace()) / 1000)
     figures["rounds"] = rounds
     command = f"python benchmarks/traces.py throughput --rounds {rounds}"
@@ -98,6 +95,24 @@ def throughput(rounds: int) -> None:
            "which do not fit the nearest caches; the other half is Python")  # fmt: skip
     append("A step of trace() takes no more than three of bptt(1)", command, figures,
            holds=figures["steps a second, trace 1"] * 3 >= figures["steps a second, immediate"])  # fmt: skip
+    figures = {}
+    for mixer, options in MIXERS.items():
+        learners = {name: table_learner(RULES[name](), mixer, **options) for name in ("bptt 1", "trace 1", "trace")}
+        found = rates(learners, rounds)
+        figures |= {f"{mixer}: ms a step, {name}": round(1000 / rate, 2) for name, rate in found.items()}
+        figures[f"{mixer}: trace 1 / bptt 1"] = round(found["bptt 1"] / found["trace 1"], 2)
+    append("Nor with other mixers", command, figures | {"rounds": rounds},
+           holds=all(figures[f"{mixer}: trace 1 / bptt 1"] <= 3 for mixer in MIXERS))  # fmt: skip
+
+
+def rates(learners: dict[str, Learner], rounds: int) -> dict[str, float]:
+    """Steps a second, medians of interleaved rounds."""
+    found: dict[str, list[float]] = {name: [] for name in learners}
+    for i in range(rounds + 1):  # the first one warms up
+        for name, learner in learners.items():
+            rate = timed(learner, 200 if name == "bptt 32" else 600, 1000 * i)
+            found[name] += [rate] if i else []
+    return {name: statistics.median(each) for name, each in found.items()}
 
 
 # Directions of gradients.

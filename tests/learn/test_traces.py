@@ -99,7 +99,7 @@ def compare(ours: Learner, world: Any, but: tuple[str, ...] = FED) -> None:
     found, total = expected(ours, world), ours.optimizer.total  # type: ignore[attr-defined]
     for name, gradient in found.items():
         if not name.startswith(but):
-            torch.testing.assert_close(total[name], gradient, rtol=1e-10, atol=1e-11, msg=name)
+            torch.testing.assert_close(total[name], gradient, rtol=1e-12, atol=1e-12, msg=name)
 
 
 @st.composite
@@ -235,7 +235,7 @@ def test_missing_answers_move_the_border_and_teach_nothing() -> None:
     for name, gradient in zip(names, torch.autograd.grad(loss, list(names.values())), strict=True):
         if not name.startswith(FED):
             found = ours.optimizer.total[name]  # type: ignore[attr-defined]
-            torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-11, msg=name)
+            torch.testing.assert_close(found, gradient, rtol=1e-12, atol=1e-12, msg=name)
 
 
 @pytest.mark.slow
@@ -316,7 +316,7 @@ def test_where_nothing_is_remembered_all_rules_are_one() -> None:
     for other in totals[1:]:
         for name, gradient in totals[0].items():
             if "conv" not in name and not name.startswith(FED):  # a convolution remembers, too, but for the reset
-                torch.testing.assert_close(other[name], gradient, rtol=1e-10, atol=1e-12, msg=name)
+                torch.testing.assert_close(other[name], gradient, rtol=1e-12, atol=1e-13, msg=name)
 
 
 def test_a_saved_and_a_forked_life_go_on_to_the_same_bits(tmp_path: Any) -> None:
@@ -565,16 +565,18 @@ def test_rules_are_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "every", "some", "dtype"),
+    ("chunk", "every", "some", "dtype", "length"),
     [
-        (1, None, False, torch.float64),
-        (4, 2, False, torch.float64),
-        (3, None, True, torch.float64),
-        (1, None, False, torch.float32),
+        (1, None, False, torch.float64, 1),
+        (4, 2, False, torch.float64, 1),
+        (3, None, True, torch.float64, 1),
+        (1, None, False, torch.float32, 1),
+        (2, None, True, torch.float64, 5),
+        (3, 1, False, torch.float64, 4),
     ],
 )
 def test_a_single_pass_has_the_traces_of_all_layers(
-    chunk: int, every: int | None, some: bool, dtype: torch.dtype
+    chunk: int, every: int | None, some: bool, dtype: torch.dtype, length: int
 ) -> None:
     """The fast form is the readable one, but for rounding: parameters after a life, and traces."""
     x, *rest = world(20)
@@ -584,12 +586,13 @@ def test_a_single_pass_has_the_traces_of_all_layers(
         net = model(2, width=12, num_heads=2).to(dtype)
         ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(chunk, every=every), streams=2)
         assert ours.traces is not None
-        ours.traces._at_once = quick
-        for t in range(20):
-            question, answer = asked(here, [t % 2] if some and t % 3 else [0, 1], t, t + 1, t)
+        ours.traces.at_once = quick
+        for t in range(0, 20, length):
+            question, answer = asked(here, [t % 2] if some and t % 3 else [0, 1], t, t + length, t)
             ours.predict(question)
-            ours.learn(answer)
-        assert ours.traces._at_once == quick and ours.updates > 4
+            use = answer.learn_mask & (torch.arange(length) >= length - 2)  # some pieces have nothing to learn
+            ours.learn(answer._replace(learn_mask=use))
+        assert ours.traces.at_once == quick and ours.updates >= 3
         lives.append(ours)
     for one, two in zip(lives[0].model.parameters(), lives[1].model.parameters(), strict=True):
         torch.testing.assert_close(one, two, **close)
@@ -610,14 +613,14 @@ def test_a_table_is_learned_by_traces_without_autograd(groups: int) -> None:
             net = TableModel(here.source.columns, width=8, depth=2).double()
         ours = Learner(net, adamw(net, 1e-2), trace(4), streams=stream.streams)
         assert ours.traces is not None
-        ours.traces._at_once = quick
+        ours.traces.at_once = quick
         said = []
         while batch := stream.send(None):
             for answer in batch.answers:
                 ours.learn(answer)
             if batch.question is not None:
                 said.append(ours.predict(batch.question))
-        assert ours.traces._at_once == quick and ours.updates > 5
+        assert ours.traces.at_once == quick and ours.updates > 5
         lives.append(said)
     for one, two in zip(*lives, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
@@ -651,6 +654,31 @@ def test_the_pass_that_answered_serves_the_gradient_unless_parameters_have_moved
         assert ours.updates > 20 and counts == {2 if twice else 1}
         nets.append(net)
     assert all(one.equal(two) for one, two in zip(*(net.parameters() for net in nets), strict=True))
+
+
+@pytest.mark.parametrize("mixer", ["LRU", "MultiScaleSSM"])
+def test_the_pass_that_answered_serves_traces_of_layers_that_have_no_single_pass(
+    mixer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One forward pass a step, also where nothing is learned; a life with two is the same but for rounding."""
+    here, lives = world(20), list[Learner]()
+    for reuse in (True, False):
+        ours, passes = learner(trace(1), 2, mixer, reuse=reuse), list[int]()
+        ours.optimizer = torch.optim.SGD(ours.model.parameters(), 0.1)
+        ours.model.stack.blocks[0].mixer.register_forward_hook(lambda *_: passes.append(1))  # type: ignore[operator]  # noqa: B023
+        for t in range(20):
+            question, answer = asked(here, [t % 2] if t % 3 else [0, 1], t, t + 1, t)
+            ours.predict(question)
+            ours.learn(answer if t % 4 else answer._replace(learn_mask=torch.zeros_like(answer.learn_mask)))
+        assert len(passes) == 20 * (1 if reuse else 2) and 5 < ours.updates < 20
+        lives.append(ours)
+    for one, two in zip(*(ours.model.parameters() for ours in lives), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-13)
+    first, second = (ours.traces for ours in lives)
+    assert first is not None and second is not None and first.values.keys() == second.values.keys()
+    for name, traces in second.values.items():
+        for part, e in traces.items():
+            torch.testing.assert_close(first.values[name][part], e, rtol=1e-12, atol=1e-13)
 
 
 def test_a_layer_that_somebody_listens_to_is_called() -> None:

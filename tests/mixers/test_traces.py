@@ -13,8 +13,10 @@ from torch import Tensor
 from pliant.core import leaves, seeded
 from pliant.core.state import map_state
 from pliant.kernels import linear_scan, matrix_memory
+from pliant.kernels._gated_traces import Fed, Unit, gated_traces
 from pliant.kernels._lru_traces import lru_traces
-from pliant.kernels._traces import Border
+from pliant.kernels._scale_traces import carried, invariant_traces, rows_of
+from pliant.kernels._traces import Border, GatedSlopes
 from pliant.mixers import LRU, RGLRU, S6, GatedLRU, MultiScaleSSM, SequenceMixer
 from pliant.mixers.gated_lru import by_head
 
@@ -139,7 +141,7 @@ def test_any_chunks_give_the_gradient_through_the_whole_past(name: str, case: An
     found, _, _ = by_traces(mixer, kinds, x, weight, reset, mask, lengths)
     for name, gradient in expected.items():
         if not name.startswith(others or ("-",)):
-            assert torch.allclose(found[name], gradient, rtol=1e-10, atol=1e-12), name
+            assert torch.allclose(found[name], gradient, rtol=1e-12, atol=1e-13), name
 
 
 def run(name: str, steps: int = 60, lengths: Sequence[int] | None = None, **options: Any) -> Any:
@@ -317,12 +319,72 @@ def test_each_band_is_traced_by_the_taps_that_reach_it() -> None:
         mixer = MultiScaleSSM(5, 3, 3, 2).double()
     x = torch.randn(1, 40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     traces = mixer.advance_traces(None, x, mixer.init_state(1))
-    reached = [sum(traces[f"bank.{s}"].shape[2] for s in range(3) if band > s) for band in range(5)]
-    assert reached == [0, 3, 6, 9, 9]
-    assert all(traces[f"bank.{s}"].shape[3] == 4 - s and (traces[f"bank.{s}"] != 0).all() for s in range(3))
+    rows = rows_of(3, 3)
+    assert [int((rows.band == band).sum()) for band in range(5)] == [0, 3, 6, 9, 9]
+    assert traces["bank"].shape == (1, 1, len(rows.band), 2, 5) and (traces["bank"] != 0).all()
     sizes = numbers(lambda: MultiScaleSSM(128, 3, 4, 16))
-    assert sum(size for name, size in sizes.items() if name.startswith("bank.")) == 73_728
-    assert sum(size for name, size in sizes.items() if name.startswith("samples.")) == 128 * 4 * 3 * (6 + 4)
+    assert sizes["bank"] == 73_728
+    assert sizes["samples"] == 128 * 4 * 3 * (6 + 4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6), st.integers(0, 3), st.integers(1, 4), st.integers(0, 5), st.booleans(), st.booleans())
+def test_fast_traces_of_scales_are_the_readable_ones(
+    seed: int, levels: int, taps: int, steps: int, flags: bool, fresh: bool
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    bands, rows = levels + 2 if levels else 1, rows_of(levels, taps)
+    shapes = ((2, steps, 4), (levels, 2, taps, 4), (bands, 3, 4), (bands, 4), (2, carried(levels - 1, taps), 4),
+              (2, bands, 3, 4), (2, bands, 3, 4), (2, len(rows.band), 3, 4), (2, len(rows.place), 4))  # fmt: skip
+    given = [torch.randn(shape, dtype=torch.float64, generator=random) for shape in shapes]
+    given[2] = given[2].sigmoid()
+    wanted = [None if fresh and part < 7 else e for part, e in enumerate(given)][6:]  # those by rates are left out
+    reset, mask = ((torch.rand(2, steps, generator=random) < p) if flags else None for p in (0.2, 0.7))
+    slow, fast = (invariant_traces(*given[:6], *wanted, reset, mask, form=form) for form in ("loop", "numba"))
+    for one, other in zip(slow, fast, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(1, 3), (2, 2), (4, 1)]),
+    st.integers(1, 4),
+    st.integers(0, 6),
+    st.tuples(*[st.sampled_from(["exact", "instant"])] * 3, *[st.sampled_from(["exact", "own", "instant"])] * 2),
+    st.booleans(),
+    st.booleans(),
+)
+def test_fast_traces_of_the_gated_lru_are_the_readable_ones(
+    seed: int, heads: tuple[int, int], taps: int, steps: int, wanted: tuple[str, ...], flags: bool, bare: bool
+) -> None:
+    random, (number, part), streams = torch.Generator().manual_seed(seed), heads, (2, steps, 3)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=random)
+
+    width = number * part
+    slopes = GatedSlopes(*(draw(*streams, width) for _ in range(4)))
+    unit = Unit(draw(*streams, width), draw(*streams, width).sigmoid(), slopes, *draw(2, number, part, part))
+    u, ring, filters = draw(*streams, width), draw(2, taps - 1, 3, width), draw(taps, width)
+    fed = None if bare else Fed(draw(*streams, 2), u, ring, filters)
+    groups = ("decay", "input_gate", "decay_gate", "conv", "linear_x")
+    kinds = dict(zip(groups[: 3 if bare else 5], wanted, strict=False))
+    reset, mask = ((torch.rand(2, steps, generator=random) < p) if flags else None for p in (0.2, 0.7))
+    if mask is not None:  # what `gated_slopes` says of steps that do not exist
+        unit.a[~mask] = 1
+        for slope in slopes:
+            slope[~mask] = 0
+    past = None
+    for _ in range(2):  # from nothing, and from traces that are there
+        once = gated_traces(past, unit, fed, kinds, reset, mask, form="loop")
+        twice = gated_traces(past, unit, fed, kinds, reset, mask, form="numba")
+        past = once
+        assert once.keys() == twice.keys()
+        for name, e in once.items():
+            torch.testing.assert_close(twice[name], e, rtol=1e-12, atol=1e-12, msg=name)
 
 
 def test_traces_through_a_layer_above_make_the_layer_below_exact() -> None:

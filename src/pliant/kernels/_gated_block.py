@@ -217,7 +217,7 @@ class Taken(NamedTuple):
         """The parameter Λ of each block, by which it is known whose pass this was."""
         return list(self.call.weights.parameters[11 : 19 * self.call.weights.depth : 19])
 
-    def carry(self, traces: Sequence[Mapping[str, Tensor]], advance: bool) -> None:
+    def apply(self, traces: Sequence[Mapping[str, Tensor]], advance: bool) -> None:
         """Add to the gradients of parameters, if there are some, what goes on by the traces of the states before the
         pass; then, if asked to, bring the traces to the states after it, in place.
 

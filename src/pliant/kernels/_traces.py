@@ -71,7 +71,7 @@ class Border:
         rest = whole * trace
         if self.dropped is not None:
             rest = torch.where(self.dropped.reshape(-1, *[1] * (rest.ndim - 1)), 0, rest)
-        return rest + gained
+        return rest.add_(gained)
 
 
 class GatedSlopes(NamedTuple):
@@ -117,7 +117,8 @@ def gated_slopes(
         value=scale * i,
     )
     if mask is not None:
-        slopes = GatedSlopes(*(torch.where(_over(mask, x), slope, 0) for slope in slopes))
+        for slope in slopes:
+            slope.masked_fill_(_over(~mask, x), 0)
     return a, slopes
 
 

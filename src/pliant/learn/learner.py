@@ -16,7 +16,7 @@ from pliant.kernels._gated_block import Sink
 from pliant.learn.base import Predictor, rows_of
 from pliant.learn.held import Held, Known
 from pliant.learn.rules import Asked, Rule, Together, Trace, bptt, through
-from pliant.learn.traces import Traces
+from pliant.learn.traces import Taped, Traces
 from pliant.optim import Probe, Upkeep
 
 Loss = Callable[[Tensor, Answer], Tensor]
@@ -74,7 +74,7 @@ class Learner(Predictor):
         self.memory: Any = None
         self.output: Tensor | None = None
         self._held = Held()
-        self._tape: tuple[int, int, Tensor] | None = None  # time, updates, output with its graph
+        self._tape: tuple[int, int, Taped] | None = None  # time, updates, the pass
         self._shape: tuple[Any, Any] | None = None  # of an input, and its type
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
         self._sink = Sink() if loss is None else None
@@ -102,13 +102,15 @@ class Learner(Predictor):
             self.streams = self.streams or len(question.rows)
             extra = tuple(question.inputs.shape[2:-1])
             self.memory = self.model.init_state(self.streams, extra)  # type: ignore[operator]
-        reuse = self.reuse and self.rule.alone(question, self._held.newest)
-        with torch.set_grad_enabled(reuse), self._sink or nullcontext():
+        traces = self.traces
+        reuse = self.reuse and self.rule.alone(question, self._held.newest) and not (traces and traces.at_once)
+        recording = traces.recording() if reuse and traces is not None else nullcontext({})
+        with torch.set_grad_enabled(reuse), self._sink or nullcontext(), recording as calls:
             output, after, seen = self.rule.run(self.model, question, self.memory)
         self.output = output.detach()
         self._shape = question.inputs.shape[2:], question.inputs.dtype
         self._held.ask(Asked.of(question, self.memory, self.output, seen))
-        self._tape = (question.time, self.updates, output) if reuse else None
+        self._tape = (question.time, self.updates, Taped(output, calls)) if reuse else None
         self.memory = detach(after) if reuse else after
         if len(self._held.open) > self.remember:
             self._held.open.popitem(last=False)
@@ -266,13 +268,15 @@ class Learner(Predictor):
         found = list(self._held.answered())
         return found if sum(asked.steps for asked in found) >= self.traces.rule.chunk else []
 
-    def _pass(self, questions: list[Asked], carried: bool = False) -> None:
-        """Move the border over the oldest questions, which are then forgotten; the traces may have been carried."""
+    def _pass(self, questions: list[Asked], moved: bool = False) -> None:
+        """Move the border over the oldest questions, which are then forgotten; the traces may be there already."""
         if not questions:
             return
         assert self.traces is not None
-        if not carried:
-            self.traces.carry(self.model, questions, self._sink)
+        tape, self._tape = self._valid_tape(questions), None
+        calls, tape = None if tape is None else tape.calls, None  # what is kept for a gradient is not needed any more
+        if not moved:
+            self.traces.move_border(self.model, questions, self._sink, calls)
         for asked in questions:
             self._held.drop(asked.question.time)
 
@@ -292,30 +296,30 @@ class Learner(Predictor):
 
     def _descend(self, reached: list[Asked], answer: Answer) -> float:
         """The loss; where that is finite, its gradient is in `grad` of the parameters then."""
-        if self.traces is not None:
-            return self._descend_by_traces(self.traces, reached, answer)
         tape = self._valid_tape(reached)
+        if self.traces is not None:
+            return self._descend_by_traces(self.traces, reached, answer, tape)
         if tape is None and (nats := self._at_once(reached)) is not None:
             return nats
         with torch.enable_grad():
             with self._sink or nullcontext():
-                outputs = self.rule.replay(self.model, reached) if tape is None else [tape]
+                outputs = self.rule.replay(self.model, reached) if tape is None else [tape.output]
             loss = self._loss(reached, outputs, answer)
         nats = float(loss.detach())
         if math.isfinite(nats):
             loss.backward()
         return nats
 
-    def _descend_by_traces(self, traces: Traces, reached: list[Asked], answer: Answer) -> float:
+    def _descend_by_traces(self, traces: Traces, reached: list[Asked], answer: Answer, tape: Taped | None) -> float:
         """The same; and the border moves on, by the parameters of the gradient, as far as nothing is waited for."""
         passing = self._passable()
-        carried, nats = len(passing) == len(reached), None
+        moved, nats = len(passing) == len(reached), None
         loss = partial(self._loss, reached, answer=answer)
         if self._sink is not None:
-            nats = traces.quickly(self.model, reached, partial(self._in_one_pass, reached, loss), self._sink, carried)
+            nats = traces.quickly(self.model, reached, partial(self._in_one_pass, reached, loss), self._sink, moved)
         if nats is None:
-            nats = traces.descend(self.model, reached, loss, carried)
-        self._pass(passing, carried)
+            nats = traces.descend(self.model, reached, loss, moved, self._sink, tape)
+        self._pass(passing, moved)
         return nats
 
     def _in_one_pass(self, reached: list[Asked], loss: Callable[[list[Tensor]], Tensor], together: Together) -> float:
@@ -386,13 +390,13 @@ class Learner(Predictor):
             torch._foreach_mul_(gradients, self.clip_norm / (size + 1e-6))
         return True
 
-    def _valid_tape(self, reached: list[Asked]) -> Tensor | None:
-        """The output of `predict` with its graph, if running the model again would give the same."""
+    def _valid_tape(self, reached: list[Asked]) -> Taped | None:
+        """The pass of `predict` with its graph, if running the model again would give the same."""
         if self._tape is None:
             return None
-        time, updates, output = self._tape
+        time, updates, tape = self._tape
         same = time == reached[-1].question.time and updates == self.updates
-        return output if same and len(reached) == 1 else None
+        return tape if same and len(reached) == 1 else None
 
     def _again(self) -> tuple[OrderedDict[int, Asked], Any]:
         """The window run again with the present parameters: the questions with new memories, and the last memory."""

@@ -245,6 +245,10 @@ class Trace(Rule):
         """All that is held: what lies before it is in the traces."""
         return list(newest_first)[::-1]
 
+    def alone(self, question: Question, before: Asked | None) -> bool:
+        """Whether the question is a chunk, so that its answer is learned from before another is asked."""
+        return before is None and question.inputs.shape[1] == self.chunk
+
     def needed(self, newest_first: Iterable[Asked], waiting: Callable[[int], bool]) -> set[int]:
         return {asked.question.time for asked in newest_first}
 

@@ -7,7 +7,7 @@ the state goes on by the layer's own traces (see `pliant.learn.trace`).
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,13 @@ class Call(NamedTuple):
     mask: Tensor | None
 
 
+class Taped(NamedTuple):
+    """A pass that has been made: its output, with a graph, and, if that is known, what mixers were called with."""
+
+    output: Tensor
+    calls: Mapping[str, Call]
+
+
 class Traces:
     """The traces of all streams, where the questions begin that a learner still holds.
 
@@ -48,7 +55,7 @@ class Traces:
         self.mixers = traced(model)
         self.kinds = {name: _kinds(mixer, dict(rule.policy)) for name, mixer in self.mixers.items()}
         self.values: Values = {}
-        self._at_once = all(
+        self.at_once = all(
             type(mixer) is GatedLRU and self.kinds[name] == mixer.kinds(None) for name, mixer in self.mixers.items()
         )
         """Whether the layers are such that a single pass has all of their traces."""
@@ -60,6 +67,8 @@ class Traces:
         reached: Sequence[Asked],
         loss: Callable[[list[Tensor]], Tensor],
         advance: bool,
+        sink: Sink | None = None,
+        tape: Taped | None = None,
     ) -> float:
         """The loss; where that is finite, its gradient is added to `grad` of the parameters.
 
@@ -67,24 +76,25 @@ class Traces:
             reached: all questions from the border on, up to the last that is learned from.
             loss: of the outputs for each of them.
             advance: whether the border moves over them.
+            sink: where a single pass over a chunk may put gradients.
+            tape: the pass over them, if it was made already.
         """
         together = Together.of(reached, inputs=True)
         pieces = _pieces(together, self.rule.chunk)
-        state, traces = together.before, self._taken(together.rows)
-        with torch.enable_grad():
-            if len(pieces) == 1:
-                output, state, calls = self._through(model, state, pieces[0])
+        if len(pieces) == 1:
+            traces = self._taken(together.rows)
+            with torch.enable_grad():
+                output, calls = tape or self._through(model, together.before, pieces[0])[::2]
                 nats = _back(loss(together.apart(output, reached)))
-                self._credit(traces, calls if math.isfinite(nats) else {})
-                traces = self._advanced(traces, calls) if advance else traces
-            else:
-                nats, slopes = self._slopes(model, reached, together, pieces, loss)
-                for piece, slope in zip(pieces, slopes, strict=True):
-                    output, state, calls = self._through(model, detach(state), piece)
-                    if math.isfinite(nats):
-                        output.backward(slope)
-                        self._credit(traces, calls)
-                    traces = self._advanced(traces, calls)
+            self._credit(traces, calls if math.isfinite(nats) else {})
+            traces = self._advanced(traces, calls) if advance else traces
+        else:
+            nats, slopes = self._slopes(model, reached, together, pieces, loss, sink)
+            state, traces = together.before, self._before(reached, together.rows, sink, len(pieces))
+            for i, (piece, slope) in enumerate(zip(pieces, slopes, strict=True)):
+                # The last one goes back in any case, so that parameters have gradients, if of zero.
+                back = math.isfinite(nats) and (bool(slope.any()) or i == len(pieces) - 1)
+                state, traces = self._piece(model, state, piece, slope if back else None, traces, sink)
         if advance:
             self._keep(reached, together.rows, traces)
         return nats
@@ -102,14 +112,14 @@ class Traces:
         Args:
             descend: puts the gradient of a chunk of these questions where `sink` says, and returns the loss.
         """
-        if not self._at_once or sum(asked.steps for asked in reached) > self.rule.chunk:
+        if not self.at_once or sum(asked.steps for asked in reached) > self.rule.chunk:
             return None
         together = Together.of(reached, inputs=True)
         with _listening(sink) as taken:
             nats = descend(together)
         if not math.isfinite(nats):
             if advance:
-                self.carry(model, reached, sink)
+                self.move_border(model, reached, sink)
             return nats
         layers = self._layers(taken)
         if layers is None:
@@ -118,30 +128,49 @@ class Traces:
             return None
         values = self._ready(reached, together.rows)
         for each, names in zip(taken, layers, strict=True):
-            each.carry([values[name] for name in names], advance)
+            each.apply([values[name] for name in names], advance)
         if advance and together.rows is not None:
             self._keep(reached, together.rows, values)
         return nats
 
-    def carry(self, model: nn.Module, questions: Sequence[Asked], sink: Sink | None = None) -> None:
-        """Move the border over these questions."""
+    def move_border(
+        self,
+        model: nn.Module,
+        questions: Sequence[Asked],
+        sink: Sink | None = None,
+        calls: Mapping[str, Call] | None = None,
+    ) -> None:
+        """Over these questions; calls: of the pass over them, if it was made already."""
         together = Together.of(questions, inputs=True)
+        if calls is not None:
+            self._keep(questions, together.rows, self._advanced(self._taken(together.rows), calls))
+            return
         pieces, state = _pieces(together, self.rule.chunk), together.before
-        with torch.no_grad():
-            if sink is not None and self._at_once and len(pieces) == 1:
-                with sink, _listening(sink) as taken:
-                    through(model, state, *pieces[0])
-                if (layers := self._layers(taken)) is not None:
-                    values = self._ready(questions, together.rows)
-                    for each, names in zip(taken, layers, strict=True):
-                        each.carry([values[name] for name in names], True)
-                    self._keep(questions, together.rows, values)
-                    return
-            traces = self._taken(together.rows)
-            for piece in pieces:
-                _, state, calls = self._through(model, state, piece)
-                traces = self._advanced(traces, calls)
+        traces = self._before(questions, together.rows, sink, len(pieces))
+        for piece in pieces:
+            state, traces = self._piece(model, state, piece, None, traces, sink)
         self._keep(questions, together.rows, traces)
+
+    def _piece(
+        self, model: nn.Module, state: Any, piece: "Piece", slope: Tensor | None, traces: Values, sink: Sink | None
+    ) -> tuple[Any, Values]:
+        """State and traces after a piece; if there is a slope of its output, with the gradients that come of it."""
+        if sink is not None and self.at_once:
+            with torch.set_grad_enabled(slope is not None), sink, _listening(sink) as taken:
+                output, after = through(model, state, *piece)
+                if slope is not None:
+                    output.backward(slope)
+            if (layers := self._layers(taken)) is not None:
+                for each, names in zip(taken, layers, strict=True):
+                    each.apply([traces[name] for name in names], True)
+                return detach(after), traces
+            assert slope is None, "a pass over a chunk had all traces before, without gradients"
+        with torch.set_grad_enabled(slope is not None):
+            output, state, calls = self._through(model, state, piece)
+            if slope is not None:
+                output.backward(slope)
+                self._credit(traces, calls)
+        return detach(state), self._advanced(traces, calls)
 
     def _layers(self, taken: Sequence[Taken]) -> list[list[str]] | None:
         """Names of the mixers in each of these passes; None if they do not have all that have traces, each once."""
@@ -149,7 +178,7 @@ class Traces:
         layers = [[names.get(id(decay), "") for decay in each.decays()] for each in taken]
         if sorted(name for own in layers for name in own) == sorted(self.mixers):
             return layers
-        self._at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
+        self.at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
         return None
 
     def _ready(self, reached: Sequence[Asked], rows: Tensor | None) -> Values:
@@ -164,6 +193,16 @@ class Traces:
                 if e.dtype != dtype or not e.is_contiguous():
                     traces[part] = e.to(dtype).contiguous()
         return self._taken(rows)
+
+    def _before(self, questions: Sequence[Asked], rows: Tensor | None, sink: Sink | None, pieces: int) -> Values:
+        """Traces at the border. If a single pass may write to them, and in pieces, then a copy, since between two
+        pieces something may go wrong."""
+        if sink is None or not self.at_once:
+            return self._taken(rows)
+        values = self._ready(questions, rows)
+        if pieces == 1 or rows is not None:
+            return values
+        return {name: {part: e.clone() for part, e in of.items()} for name, of in values.items()}
 
     def grow(self, streams: int) -> None:
         """Room for more streams, of which nothing is known."""
@@ -199,21 +238,34 @@ class Traces:
 
     def _slopes(
         self, model: nn.Module, reached: Sequence[Asked], together: Together, pieces: Sequence["Piece"],
-        loss: Callable[[list[Tensor]], Tensor],
+        loss: Callable[[list[Tensor]], Tensor], sink: Sink | None,
     ) -> tuple[float, Sequence[Tensor]]:  # fmt: skip
         """The loss, and its gradient by the outputs of each piece: so only one piece need be kept at a time."""
         outputs, state = [], together.before
         with torch.no_grad():
             for piece in pieces:
-                output, state = through(model, state, *piece)
+                if sink is None or not self.at_once:
+                    output, state = through(model, state, *piece)
+                else:
+                    with sink, _listening(sink) as taken:
+                        output, state = through(model, state, *piece)
+                    self._layers(taken)  # tells whether a single pass will do
                 outputs.append(output)
         whole = torch.cat(outputs, 1).requires_grad_()
         nats = _back(loss(together.apart(whole, reached)))
         slopes = torch.zeros_like(whole) if whole.grad is None else whole.grad
         return nats, slopes.split(self.rule.chunk, 1)
 
+    def recording(self) -> AbstractContextManager[dict[str, Call]]:
+        """Catches what each mixer is called with, and has the gradient of its state arrive in `grad` of that.
+
+        Raises:
+            UsageError: one is called twice.
+        """
+        return _recording(self.mixers)
+
     def _through(self, model: nn.Module, state: Any, piece: "Piece") -> tuple[Tensor, Any, dict[str, Call]]:
-        with recording(self.mixers) as calls:
+        with self.recording() as calls:
             output, state = through(model, state, *piece)
         return output, state, calls
 
@@ -268,12 +320,7 @@ def traced(model: nn.Module) -> dict[str, SequenceMixer]:
 
 
 @contextmanager
-def recording(mixers: Mapping[str, SequenceMixer]) -> Iterator[dict[str, Call]]:
-    """Catches what each mixer is called with, and has the gradient of its state arrive in `grad` of what was caught.
-
-    Raises:
-        UsageError: one is called twice.
-    """
+def _recording(mixers: Mapping[str, SequenceMixer]) -> Iterator[dict[str, Call]]:
     calls: dict[str, Call] = {}
 
     def listener(name: str) -> Callable[..., Any]:

@@ -29,8 +29,9 @@ from pliant.kernels import causal_conv, gated_unit
 from pliant.kernels._gated_scan import DECAY_POWER as DECAY_POWER
 from pliant.kernels._gated_scan import MAX_SQRT_DERIVATIVE as MAX_SQRT_DERIVATIVE
 from pliant.kernels._gated_scan import bounded_sqrt as bounded_sqrt
+from pliant.kernels._gated_traces import Fed, Unit, gated_traces
 from pliant.kernels._gated_unit import through_heads
-from pliant.kernels._traces import Border, GatedSlopes, gated_slopes, sum_in_heads, tapped
+from pliant.kernels._traces import gated_slopes
 from pliant.mixers.base import SequenceMixer, first_steps, side_by_side, where_steps
 
 
@@ -138,39 +139,19 @@ class RGLRU(SequenceMixer):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
+        """Names and shapes as of `gated_traces`."""
         x, state = self.start(x, state, reset, mask)
-        x = side_by_side(x.to(state.h.dtype))
-        border, slopes = self.slopes(x, state, reset, mask)
-        return self.carry(traces, x, border, slopes, self.kinds(kinds))
+        unit = self.traced(side_by_side(x.to(state.h.dtype)), state, reset, mask)
+        return gated_traces(traces, unit, None, self.kinds(kinds), reset, mask)
 
-    def slopes(
-        self, x: Float[Tensor, "B T S D"], state: RGLRUState, reset: Tensor | None, mask: Tensor | None
-    ) -> tuple[Border, GatedSlopes]:
-        """What the chunk leaves of its past, and what is left of the derivatives of each step at its end."""
-        wide = x.dtype
+    def traced(self, x: Float[Tensor, "B T S D"], state: RGLRUState, reset: Tensor | None, mask: Tensor | None) -> Unit:
+        """What traces are made of in a chunk."""
+        gates = [(gate.weight.to(x.dtype), gate.bias.to(x.dtype)) for gate in (self.input_gate, self.decay_gate)]
         first, _ = first_steps(state.fresh, x.shape[1], reset, mask)
-        p, r = (through_heads(x, g.weight.to(wide), g.bias.to(wide)) for g in (self.input_gate, self.decay_gate))
+        p, r = (through_heads(x, weight, bias) for weight, bias in gates)
         h0 = state.h.reshape(x.shape[0], *x.shape[2:])
-        a, slopes = gated_slopes(x, p, r, self.decay.to(wide), h0, first, reset, mask)
-        border = Border(a, reset)
-        return border, GatedSlopes(*map(border.left, slopes))
-
-    def carry(
-        self,
-        traces: Mapping[str, Tensor] | None,
-        x: Float[Tensor, "B T S D"],
-        border: Border,
-        slopes: GatedSlopes,
-        kinds: Mapping[str, str],
-    ) -> dict[str, Tensor]:
-        """Traces by names of parameters: weights `(B, S, D/H, D)`, the others `(B, S, D)`."""
-        heads, gained, x = len(self.input_gate.bias), {}, border.since(x)
-        if kinds["decay"] == "exact":
-            gained["decay"] = slopes.decay.sum(1)
-        for gate, slope in (("input_gate", slopes.input_gate), ("decay_gate", slopes.decay_gate)):
-            if kinds[gate] == "exact":
-                gained |= {f"{gate}.weight": sum_in_heads(x, slope, heads), f"{gate}.bias": slope.sum(1)}
-        return {name: border.onto(None if traces is None else traces[name], part) for name, part in gained.items()}
+        a, slopes = gated_slopes(x, p, r, self.decay.to(x.dtype), h0, first, reset, mask)
+        return Unit(x, a, slopes, *(weight for weight, _ in gates))
 
     def trace_gradients(self, traces: Mapping[str, Tensor], state: RGLRUState, dstate: RGLRUState) -> dict[str, Tensor]:
         if dstate.h is None:
@@ -275,77 +256,18 @@ class GatedLRU(SequenceMixer):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
-        """Traces by names of parameters: of `lru` as `RGLRU` has them; of the convolution `(B, S, K, W)` and
-        `(B, S, W)`, of `linear_x` `(B, S, D, W)` and `(B, S, W)`, with W/H before W if exact: the channel that the
-        gates mix in. And the last inputs `(B, K-1, S, D + 1)`, ones behind them, by which the ring of the convolution
-        depends on `linear_x` (online-gradients.md 2.2, 2.3).
-        """
+        """Names and shapes as of `gated_traces`, those of the unit with `lru.` before them."""
         x, state = self.start(x, state, reset, mask)
-        kinds, wide = self.kinds(kinds), state.lru.h.dtype
-        x = side_by_side(x.to(wide))
+        wide = state.lru.h.dtype
+        x, taps = side_by_side(x.to(wide)), self.conv_weight.to(wide)
         u = F.linear(x, self.linear_x.weight.to(wide), self.linear_x.bias.to(wide))
         ring = state.conv.reshape(*state.conv.shape[:2], *u.shape[2:])
-        v, _ = causal_conv(u, self.conv_weight.to(wide), self.conv_bias.to(wide), ring, reset=reset, mask=mask)
-        border, slopes = self.lru.slopes(v, state.lru, reset, mask)
-        units = {name[4:]: kind for name, kind in kinds.items() if name.startswith("lru.")}
-        past = None if traces is None else {name[4:]: e for name, e in traces.items() if name.startswith("lru.")}
-        after = {f"lru.{name}": e for name, e in self.lru.carry(past, v, border, slopes, units).items()}
-        gained: dict[str, Tensor] = {}
-        if kinds["conv"] != "instant":
-            through = self._own if kinds["conv"] == "own" else self._exact
-            taps, _ = tapped(u, len(self.conv_weight), ring, reset, mask)
-            total = through(F.pad(border.since(taps), (0, 0, 0, 1), value=1.0), slopes)
-            gained |= {"conv_weight": total[:, :, :-1], "conv_bias": total[:, :, -1]}
-        if kinds["linear_x"] != "instant":
-            last = None if traces is None else traces["inputs"]
-            taps, after["inputs"] = tapped(F.pad(x, (0, 1), value=1.0), len(self.conv_weight), last, reset, mask)
-            total = self._of_inputs(border.since(taps), slopes, kinds["linear_x"] == "exact")
-            gained |= {"linear_x.weight": total[:, :, :-1], "linear_x.bias": total[:, :, -1]}
-        return after | {name: border.onto(None if traces is None else traces[name], e) for name, e in gained.items()}
-
-    def _mixing(self, slopes: GatedSlopes) -> list[tuple[Tensor, Tensor]]:
-        """dh_t[j]/dv_t[i] as a sum of matrices times slopes of j: `(W/H, W)` and `(B, T, S, W)`."""
-        wide, heads = slopes.value.dtype, len(self.lru.input_gate.bias)
-        decay, value = (
-            gate.weight.to(wide).transpose(0, 1).flatten(1) for gate in (self.lru.decay_gate, self.lru.input_gate)
-        )
-        own = torch.eye(len(decay), dtype=wide, device=decay.device).repeat(1, heads)
-        return [(decay, slopes.decay_gate), (value, slopes.input_gate), (own, slopes.value)]
-
-    def _by_own(self, slopes: GatedSlopes) -> Tensor:
-        """dh_t[j]/dv_t[j], `(B, T, S, W)`."""
-        heads = len(self.lru.input_gate.bias)
-        own = [
-            torch.diagonal(matrix.unflatten(1, (heads, -1)), dim1=0, dim2=2).flatten() * slope
-            for matrix, slope in self._mixing(slopes)
-        ]
-        return torch.stack(own).sum(0)
-
-    def _own(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
-        """sum_t left_t[q, j] dh_t[j]/dv_t[j], `(B, S, Q, W)`."""
-        return (left * self._by_own(slopes)[:, :, :, None]).sum(1)
-
-    def _exact(self, left: Tensor, slopes: GatedSlopes) -> Tensor:
-        """sum_t left_t[q, i] dh_t[j]/dv_t[i], `(B, S, Q, W/H, W)`."""
-        heads = len(self.lru.input_gate.bias)
-        left, parts = left.unflatten(-1, (heads, -1)), []
-        for matrix, slope in self._mixing(slopes):
-            product = torch.einsum("btsqhi,btshj->bsqihj", left, slope.unflatten(-1, (heads, -1)))
-            parts.append(matrix * product.flatten(-2))
-        return torch.stack(parts).sum(0)
-
-    def _of_inputs(self, taps: Tensor, slopes: GatedSlopes, exact: bool) -> Tensor:
-        """The same of each input by way of all taps: `(B, S, D + 1, W)`, or W/H before W if exact."""
-        rows, heads = self.conv_weight.to(taps.dtype), len(self.lru.input_gate.bias)
-        if not exact:
-            return torch.einsum("btski,btskw->bsiw", taps, rows * self._by_own(slopes)[:, :, :, None])
-        # The taps of channel (h, i) at all places j of its head: (K, W/H, W).
-        entering = rows.unflatten(1, (heads, -1)).mT.repeat_interleave(rows.shape[1] // heads, 2)
-        parts = [
-            torch.einsum("bskij,kpj->bsipj", torch.einsum("btski,btsj->bskij", taps, slope), entering * matrix)
-            for matrix, slope in self._mixing(slopes)
-        ]
-        return torch.stack(parts).sum(0)
+        v, _ = causal_conv(u, taps, self.conv_bias.to(wide), ring, reset=reset, mask=mask)
+        unit = self.lru.traced(v, state.lru, reset, mask)
+        kinds = {name.removeprefix("lru."): kind for name, kind in self.kinds(kinds).items()}
+        past = None if traces is None else {name.removeprefix("lru."): e for name, e in traces.items()}
+        after = gated_traces(past, unit, Fed(x, u, ring, taps), kinds, reset, mask)
+        return {f"lru.{name}" if name.split(".")[0] in self.lru.traceable() else name: e for name, e in after.items()}
 
     def trace_gradients(
         self, traces: Mapping[str, Tensor], state: GatedLRUState, dstate: GatedLRUState

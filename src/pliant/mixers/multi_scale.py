@@ -37,8 +37,7 @@ from pliant.core.roles import prefix
 from pliant.kernels import scale_scan
 from pliant.kernels._scale_scan import selective_scales
 from pliant.kernels._scale_step import Arrays, Common, Invariant, Selective, scale_step
-from pliant.kernels._scale_traces import bands_by_taps, carried
-from pliant.kernels._traces import Border, states_before
+from pliant.mixers._multi_scale_traces import advance, gradients
 from pliant.mixers.base import SequenceMixer, where_steps
 from pliant.mixers.multires import FilterBank, FoldedBank, FoldedFilter, as_streams_of
 from pliant.mixers.s6 import MAX_STEP, MIN_STEP, _repeated, _streams
@@ -225,10 +224,12 @@ class MultiScaleSSM(SequenceMixer):
 
     def traceable(self) -> dict[str, tuple[str, ...]]:
         """What reads the states, `skip` and `weights` need no traces; `linear_select` has exact ones as in `S6`, which
-        are M N D² numbers twice."""
+        are M N D² numbers twice. Folded, a layer has none."""
         rates = ("log_rate", "frequency") if self.frequency is not None else ("log_rate",)
         steps = ("step_weight", "step_bias") if self.selective else ("log_step",)
-        bank = ("bank",) if isinstance(self.bank, FilterBank) else ()
+        if isinstance(self.bank, FoldedBank):
+            return {}
+        bank = ("bank",) if self.bank is not None else ()
         groups: dict[str, tuple[str, ...]] = dict.fromkeys((*rates, *steps, *bank), ("exact", "instant"))
         return groups | ({"linear_select": ("instant", "exact")} if self.selective else {})
 
@@ -242,123 +243,27 @@ class MultiScaleSSM(SequenceMixer):
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
-        """Behind B and S, and of complex states in two parts: dh/dA `"rates"` `(M, N, D)`, from which those by rates,
-        frequencies and invariant steps follow; by `step_bias` `(M, N, D)` and `step_weight` `(R, M, N, D)`; by what
-        `linear_select` makes steps and inputs of, `"steps"` and `"inputs"`, `(D, M, N, D)`; by the taps of each level
-        of the bank, `"bank.s"` `(K, M - s - 1, N, D)`, and samples of derivatives, `"samples.s"` `(K, L, D)`
-        (online-gradients.md 2.1e).
-        """
+        """See `pliant.mixers._multi_scale_traces` for names and shapes."""
         x, state = self.start(x, state, reset, mask)
-        kinds, wide = self.kinds(kinds), state.history.dtype
-        shape, streams = (x.shape[0], math.prod(x.shape[2:-1])), _streams(x.to(wide))
+        shape, streams = (x.shape[0], math.prod(x.shape[2:-1])), _streams(x.to(state.history.dtype))
         reset, mask = (_repeated(flag, streams.shape[0]) for flag in (reset, mask))
-        past = {} if traces is None else {name: e.flatten(0, 1)[:, None] for name, e in traces.items()}
-        past = {name: e if name.startswith("samples") else self._numbers(e) for name, e in past.items()}
         history, h = state.history.flatten(0, -3), self._numbers(state.h).flatten(0, -4)
-        border, gains, gained = self._slopes(streams, history, h, reset, mask, kinds)
-        after = {name: border.onto(past.get(name), e) for name, e in gained.items()}
-        if kinds.get("bank") == "exact":
-            after |= self._of_bank(past, streams, history, border, gains, reset, mask)
-        parts = {name: torch.view_as_real(e) if e.is_complex() else e for name, e in after.items()}
-        return {name: e[:, 0].unflatten(0, shape) for name, e in parts.items()}
-
-    def _slopes(
-        self, x: Tensor, history: Tensor, h: Tensor, reset: Tensor | None, mask: Tensor | None, kinds: Mapping[str, str]
-    ) -> tuple[Border, Tensor, dict[str, Tensor]]:
-        """What the chunk leaves of its past, the derivatives of states by their bands, and what is left of those by
-        parameters other than the bank's; `(B, T, 1, M, N, D)` where nothing else is said."""
-        wide, A = x.dtype, self.rates()
-        bands = x[None] if self.bank is None else self.bank(x, history, reset, mask)[0]
-        b = bands.movedim(0, 2)[:, :, None, :, None]
-        if self.selective:
-            rank, states = self.step_weight.shape[1], A[..., 0].numel()
-            low, inputs = F.linear(x, self.linear_select.weight.to(wide)[: rank + states]).split([rank, states], -1)
-            pre = torch.einsum("btr,mrd->btmd", low, self.step_weight.to(wide)) + self.step_bias.to(wide)
-            pre, B = pre[:, :, None, :, None], inputs.unflatten(-1, A.shape[:2])[:, :, None, ..., None]
-            dt = F.softplus(pre)
-        else:
-            dt, B = torch.exp(self.log_step.to(wide))[:, None].expand(*x.shape[:2], 1, -1, 1, -1), 1
-        there = None if mask is None else mask[..., None, None, None, None]
-        a = torch.exp(dt * A)
-        gains = (dt * B if self.selective else torch.ones_like(dt)).expand(a.shape)
-        a = a if there is None else torch.where(there, a, 1)
-        gains = gains if there is None else torch.where(there, gains, 0)
-        before = states_before(a, (gains * b).to(a.dtype), h[:, None], reset)
-        before = before if there is None else torch.where(there, before, 0)
-        border, gained = Border(a, reset), dict[str, Tensor]()
-        if "exact" in (kinds["log_rate"], kinds.get("frequency"), kinds.get("log_step")):
-            gained["rates"] = border.left(a * dt * before).sum(1)
-        if self.selective:
-            drive = b * B if there is None else torch.where(there, b * B, 0)
-            by_step = border.left((A * a * before + drive) * torch.sigmoid(pre))
-            if kinds["step_bias"] == "exact":
-                gained["step_bias"] = by_step.sum(1)
-            if kinds["step_weight"] == "exact":
-                gained["step_weight"] = _products(border.since(low[:, :, None]), by_step)
-            if kinds["linear_select"] == "exact":
-                by_input = border.left((dt * b).expand(a.shape))
-                x = border.since(x[:, :, None])
-                gained |= {"steps": _products(x, by_step), "inputs": _products(x, by_input)}
-        return border, gains, gained
-
-    def _of_bank(
-        self, past: Mapping[str, Tensor], x: Tensor, history: Tensor, border: Border, gains: Tensor,
-        reset: Tensor | None, mask: Tensor | None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """Traces of the bank's taps, level by level."""
-        assert isinstance(self.bank, FilterBank)
-        weight, after = self.bank.weight.to(x.dtype), dict[str, Tensor]()
-        for s in range(len(weight)):
-            samples = past[f"samples.{s}"][:, 0] if past else None
-            bands, samples = bands_by_taps(x, weight, history, s, samples, reset, mask)
-            above = border.of(slice(s + 1, None))
-            by = bands.permute(3, 1, 2, 0, 4)[:, :, :, None, :, None]  # (K, B, T, 1, M - s - 1, 1, D)
-            gained = torch.stack([above.left(tap * gains[:, :, :, s + 1 :]).sum(1) for tap in by], 2)
-            after |= {f"bank.{s}": above.onto(past.get(f"bank.{s}"), gained), f"samples.{s}": samples[:, None]}
-        return after
+        past = self._of_streams(traces or {})
+        after = advance(self, past, streams, history, h, reset, mask, self.kinds(kinds))
+        return {name: (torch.view_as_real(e) if e.is_complex() else e).unflatten(0, shape) for name, e in after.items()}
 
     def trace_gradients(
         self, traces: Mapping[str, Tensor], state: MultiScaleState, dstate: MultiScaleState
     ) -> dict[str, Tensor]:
         if dstate.h is None:
             return {}
-        # The real part of a product with this is what dL/dh does to it.
-        dh = self._numbers(dstate.h).conj()
-        dh = dh.reshape(dh.shape[0], -1, *self.log_rate.shape)
-        traces = {name: e if name.startswith("samples") else self._numbers(e) for name, e in traces.items()}
-        found: dict[str, Tensor] = {}
-        if "rates" in traces:
-            A, by = self.rates(), (dh * traces["rates"]).sum((0, 1))
-            found["log_rate"] = (by * A.real).real
-            if self.frequency is not None:
-                found["frequency"] = -by.imag
-            if not self.selective:
-                found["log_step"] = (by * A).real.sum(1)
-        for name, of in (("step_bias", "bsmnd,bsmnd->md"), ("step_weight", "bsrmnd,bsmnd->mrd")):
-            if name in traces:
-                found[name] = torch.einsum(of, traces[name], dh).real
-        if "steps" in traces:
-            by_step = torch.einsum("bsimnd,bsmnd->imd", traces["steps"], dh).real
-            to_step = torch.einsum("imd,mrd->ri", by_step, self.step_weight.to(by_step.dtype))
-            to_input = torch.einsum("bsimnd,bsmnd->mni", traces["inputs"], dh).real.flatten(0, 1)
-            none = to_input.new_zeros(self.linear_select.out_features - len(to_step) - len(to_input), self.width)
-            found["linear_select.weight"] = torch.cat([to_step, to_input, none])
-        if "bank.0" in traces:
-            found["bank.weight"] = self._bank_gradient(traces, dh, dstate.history)
-        return found
+        dh = self._numbers(dstate.h).flatten(0, -4).conj()
+        dhistory = None if dstate.history is None else dstate.history.flatten(0, -3)
+        return gradients(self, self._of_streams(traces), dh, dhistory)
 
-    def _bank_gradient(self, traces: Mapping[str, Tensor], dh: Tensor, dhistory: Tensor | None) -> Tensor:
-        assert isinstance(self.bank, FilterBank)
-        levels, _, taps, _ = self.bank.weight.shape
-        low_and_high = []
-        for s in range(levels):
-            by = torch.einsum("bskmnd,bsmnd->kmd", traces[f"bank.{s}"], dh[:, :, s + 1 :]).real
-            low, high = by[:, 1:].sum(1), by[:, 0]
-            if dhistory is not None:
-                above = dhistory.reshape(*dh.shape[:2], *dhistory.shape[-2:])[:, :, carried(s, taps) :]
-                low = low + torch.einsum("bskld,bsld->kd", traces[f"samples.{s}"], above)
-            low_and_high.append(torch.stack([low, high]))
-        return torch.stack(low_and_high)
+    def _of_streams(self, traces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        streams = {name: e.flatten(0, 1) for name, e in traces.items()}
+        return {name: e if name == "samples" else self._numbers(e) for name, e in streams.items()}
 
     def rates(self) -> Shaped[Tensor, "M N D"]:
         """A: negative, or with a negative real part; at least float32."""
@@ -466,11 +371,6 @@ class ScaleWeights(nn.Module):
             return {"static": Role.GAIN}
         mixes = Role.GATE if self.kind == "softmax" else Role.MATRIX
         return {"linear.weight": mixes, "linear.bias": Role.BIAS}
-
-
-def _products(left: Float[Tensor, "B T S I"], right: Shaped[Tensor, "B T S M N D"]) -> Shaped[Tensor, "B S I M N D"]:
-    """sum_t left_t ⊗ right_t."""
-    return torch.einsum("btsi,btsmnd->bsimnd", left.to(right.dtype), right)
 
 
 def sum_over_scales(y: Float[Tensor, "M B T D"], weights: Float[Tensor, "B T M *D"]) -> Float[Tensor, "B T D"]:
