@@ -329,6 +329,7 @@ def distances(minutes: float) -> None:
 
 
 def ledger() -> None:
+    _ledger_of_life()  # before anything else has been in memory
     for task in TASKS:
         records = [r for r in known() if r["kind"] == "distance" and r["task"] == task]
         figures: dict[str, Any] = {}
@@ -353,7 +354,6 @@ def ledger() -> None:
            {f"MB, {rule}": size for rule, size in peaks.items()}, holds=peaks["trace exact"] < peaks["bptt 32"],
            note="what torch allocates above what it held before a question and its answer; recall at 100 steps, 16 "
            "units, 64 streams, questions of 16 steps")  # fmt: skip
-    _ledger_of_life()
     for record in known():
         if record["kind"] == "cosines":
             where = "one loss, at the last of 512 steps" if record["last"] else "losses at all of 256 steps"
@@ -484,13 +484,13 @@ def _ledger_of_life() -> None:
 
 
 def resting() -> int:
-    """Bytes by which resident memory grows over 80,000 steps, after 20,000, where nothing is saved."""
+    """Bytes by which resident memory grows over 80,000 steps, after 40,000, where nothing is saved."""
     this, sizes = _life(), list[int]()
-    for _ in range(5):
-        for _ in range(20_000):
+    for steps in (40_000, 80_000):
+        for _ in range(steps):
             _step(this)
         sizes.append(_resident())
-    return sizes[-1] - sizes[0]
+    return sizes[1] - sizes[0]
 
 
 class Count:
