@@ -22,7 +22,7 @@ Every figure here was written by the command beside it; failures stay in. One li
 
 
 def append(claim: str, command: str, figures: dict[str, Any], *, holds: bool, note: str = "") -> None:
-    """One line: what is claimed, how it was measured, what came out."""
+    """One line: what is claimed, how it was measured, what came out. None if that stands there already."""
     line = {
         "claim": claim,
         "command": command,
@@ -32,6 +32,10 @@ def append(claim: str, command: str, figures: dict[str, Any], *, holds: bool, no
         "date": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
+    told = json.dumps([claim, command, figures, holds, note])
+    known = map(json.loads, (DOCS / "ledger.jsonl").read_text().splitlines())
+    if told in (json.dumps([one[name] for name in list(line)[:5]]) for one in known):
+        return
     with open(DOCS / "ledger.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
     draw()

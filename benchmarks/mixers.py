@@ -201,7 +201,10 @@ TABLES = """
 ## Bits against time on tables
 
 The default of `pliant learn series`, with as much more time as other mixers take: wider (`--size`) or with more updates
-(`--chunk`). Bits per answer, and in brackets processor seconds of the run.
+(`--chunk`). Bits per answer, and in brackets processor seconds of the run. With that time the gated LRU is level with
+MultiresConv and MS-SSM on electricity and weather, within the spread of seeds, and takes fewer bits on outdoor and
+regimes. So it stays the default; where an answer may cost four times as much, `MultiresConv` with `size=2` is worth a
+try.
 
 ![Bits against processor seconds on four tables](online.svg)
 """
@@ -221,21 +224,20 @@ def figure(found: dict[str, dict[str, list[Record]]]) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
+    colors = {DEFAULT: BLUE, "MultiresConv": ORANGE, "MS-SSM": "#009E73", "S6": "#666666"}
     with style.context(["default", STYLE]):
-        sheet = Figure(figsize=(9, 2.6))
-        for axes, stream in zip(sheet.subplots(1, len(ROWS)), ROWS, strict=True):
-            for of, color in ((DEFAULT, BLUE), ("MultiresConv", ORANGE), ("MS-SSM", "#D55E00"), ("S6", "#666666")):
-                for name in (name for name in SHOWN if name in found and name.split(",")[0] == of):
-                    runs = found[name][stream]
-                    bits, seconds = ([run[what] for run in runs] for what in ("bits", "cpu seconds"))
-                    axes.errorbar(statistics.fmean(seconds), statistics.fmean(bits), statistics.stdev(bits), fmt="o",
-                                  color=color, ms=4, lw=1, label=of if name == of else None)  # fmt: skip
-                    axes.annotate(name[len(of) + 2 :], (statistics.fmean(seconds), statistics.fmean(bits)), (4, 3),
-                                  textcoords="offset points", fontsize=6, color=color)  # fmt: skip
-            axes.set(title=stream, xscale="log", xlabel="processor seconds")
-        sheet.axes[0].set_ylabel("bits per answer")
-        sheet.axes[0].legend(frameon=False, fontsize=6)
-        sheet.tight_layout()
+        sheet = Figure(figsize=(7.5, 5))
+        for axes, stream in zip(sheet.subplots(2, 2).flat, ROWS, strict=True):
+            for name in (name for name in SHOWN if name in found):
+                of, runs = name.split(",")[0], found[name][stream]
+                seconds, bits = mean(runs, "cpu seconds"), [run["bits"] for run in runs]
+                axes.errorbar(seconds, statistics.fmean(bits), statistics.stdev(bits), fmt="o", color=colors[of], ms=4,
+                              lw=1, label=of if name == of else None)  # fmt: skip
+                axes.annotate(name[len(of) + 2 :], (seconds, statistics.fmean(bits)), (4, 3),
+                              textcoords="offset points", fontsize=7, color=colors[of])  # fmt: skip
+            axes.set(title=stream, xlim=(0, None), xlabel="processor seconds", ylabel="bits per answer")
+        sheet.legend(*sheet.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+        sheet.tight_layout(rect=(0, 0, 1, 0.94))
         sheet.savefig(DOCS / "online.svg", metadata={"Date": None})
 
 
@@ -243,9 +245,9 @@ def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
     everything, command = by_mixer(records, seeds), "python benchmarks/mixers.py --data FOLDER; --ledger"
     found = {name: of for name, of in everything.items() if name in MIXERS}
     append(
-        "learn series: with as much time as MultiresConv and MS-SSM take, the default mixer takes no more bits on most "
-        "of four tables", command, figures_of_time(everything) | {"seeds": len(seeds)},
-        holds=statistics.fmean(map(float, earned(everything).values())) > 0.5,
+        "learn series: MultiresConv or MS-SSM takes fewer bits than a gated LRU that gets as much time, on most of "
+        "four tables, and so earns to be the default", command, figures_of_time(everything) | {"seeds": len(seeds)},
+        holds=statistics.fmean(map(float, earned(everything).values())) > 0.5, note="bits, and processor seconds",
     )  # fmt: skip
     bits = {f"{name}, {stream}": round(mean(of[stream]), 4) for name, of in found.items() for stream in STREAMS}
     rank = ranks(found)
@@ -268,10 +270,11 @@ def ledger(records: Sequence[Record], seeds: Sequence[int]) -> None:
 
 
 def earned(found: dict[str, dict[str, list[Record]]]) -> dict[str, bool]:
-    """Of each table, whether some dial of the default takes no more bits and time than the better of the others."""
+    """Of each table, whether the better of the others takes fewer bits than the default, whatever its dials, with no
+    more time."""
     mine = [name for name in found if name.split(",")[0] == DEFAULT and name not in SHARP]
     return {
-        stream: any(
+        stream: not any(
             mean(found[name][stream]) <= mean(found[other][stream])
             and mean(found[name][stream], "cpu seconds") <= mean(found[other][stream], "cpu seconds")
             for name in mine

@@ -436,7 +436,8 @@ def _step(this: Life) -> Record:
 
 
 def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes, counted page by page; what /proc/self/statm has is off by up to 32 pages a processor."""
+    return 1024 * int(next(line for line in open("/proc/self/smaps_rollup") if line.startswith("Rss:")).split()[1])
 
 
 def life(steps: int, folder: Path, kills: int) -> None:
