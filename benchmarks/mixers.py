@@ -58,8 +58,8 @@ SHARP = {"WindowAttention, adaptive": SOFTMAX, "WindowAttention, perplexity": SO
 """Beside which softmax each stands."""
 DIALS: dict[str, tuple[str, dict[str, Any]]] = {
     f"{mixer}, {dial.replace('=', ' ')}": (mixer, {dial.split("=")[0]: int(dial.split("=")[1])})
-    for mixer, dials in ((DEFAULT, ("size=2", "size=4", "chunk=4")), ("MultiresConv", ("size=2",)))
-    for dial in dials
+    for mixer in (DEFAULT, "MultiresConv", "MS-SSM")
+    for dial in ("size=2", "size=4", "chunk=4")
 }
 """Of `pliant learn series`; on tables alone."""
 ROWS = {"electricity": 12_000, "weather": 12_000, "outdoor": None, "regimes": 20_000}
@@ -208,7 +208,7 @@ try.
 
 ![Bits against processor seconds on four tables](online.svg)
 """
-SHOWN = (DEFAULT, *DIALS, "MultiresConv", "MS-SSM", "S6")
+SHOWN = (*(name for name in sorted((*DIALS, DEFAULT, "MultiresConv", "MS-SSM"))), "S6")
 
 
 def tables(found: dict[str, dict[str, list[Record]]]) -> list[str]:

@@ -1,5 +1,6 @@
 """A learner by traces: what its updates add up to, and that it is as much a life as any other."""
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -691,3 +692,110 @@ def test_a_layer_that_somebody_listens_to_is_called() -> None:
         ours.predict(question)
         ours.learn(answer)
     assert ours.updates == 3 and len(heard) > 6
+
+
+def lived(ours: Learner, here: Any, steps: int, **hooks: Any) -> Learner:
+    """Lives one step at a time; hooks: called between question and answer, or with what was answered."""
+    for t in range(steps):
+        question, answer = asked(here, [0, 1], t, t + 1, t)
+        said = ours.predict(question)
+        if "said" in hooks:
+            hooks["said"](said)
+        if "between" in hooks:
+            ours = hooks["between"](ours, t)
+        ours.learn(answer if t % 3 else answer._replace(learn_mask=torch.zeros_like(answer.learn_mask)))
+    return ours
+
+
+def descending(mixer: str, rule: Any, **options: Any) -> Learner:
+    net = model(2, mixer, 8)
+    return Learner(net, torch.optim.SGD(net.parameters(), 0.5), rule, streams=2, **options)
+
+
+@pytest.mark.parametrize("rule", [trace(1), bptt(1)])
+@pytest.mark.parametrize("mixer", ["LRU", "MultiScaleSSM"])
+def test_what_was_answered_may_be_written_to_and_parameters_moved_before_the_answer_comes(
+    mixer: str, rule: Any
+) -> None:
+    def shrink(ours: Learner, t: int) -> Learner:
+        if t == 5:
+            with torch.no_grad():
+                for p in ours.model.parameters():
+                    p.mul_(0.99)
+        return ours
+
+    here = world(8)
+    one = lived(descending(mixer, rule), here, 8, said=Tensor.zero_, between=shrink)
+    two = lived(descending(mixer, rule, reuse=False), here, 8, between=shrink)
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("mixer", ["LRU", "MultiScaleSSM", "GatedLRU"])
+def test_a_fork_between_question_and_answer_goes_on_to_the_same_bits(mixer: str) -> None:
+    def rule() -> Learner:
+        ours = descending(mixer, trace(1))
+        ours.model.float()
+        return ours
+
+    x, *rest = world(12)
+    here = (x.float(), *rest)
+    one = lived(rule(), here, 12)
+    two = lived(rule(), here, 12, between=lambda ours, t: copy.deepcopy(ours) if t in (3, 7) else ours)
+    assert all(p.equal(q) for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["extra axes", "bfloat16", "no normalizer"])
+def test_a_first_chunk_that_teaches_nothing_does_no_harm(kind: str) -> None:
+    x, targets, _, _ = world(6)
+    net = model(1)
+    if kind == "no normalizer":
+        with seeded(0):
+            net = SequenceClassifier(3, 2, width=4, depth=1, normalize=False).double()
+    if kind == "extra axes":
+        x, targets = x[:, :, None].repeat(1, 1, 2, 1), targets[:, :, None].repeat(1, 1, 2)
+    net = net.bfloat16() if kind == "bfloat16" else net
+    ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(1), streams=2)
+    one, outcomes = torch.ones(2, 1, dtype=torch.bool), []
+    for t in range(6):
+        ours.predict(Question(x[:, t : t + 1], ~one, one, t, torch.arange(2)))
+        answer = Answer(targets[:, t : t + 1], one, one & (t > 0), t, torch.arange(2))
+        outcomes.append(ours.learn(answer).outcome)
+    assert outcomes == ["nothing to learn"] + ["updated"] * 5
+
+
+def test_a_loss_that_reads_parameters_has_its_own_gradient_too() -> None:
+    """Weight decay in the loss, with questions of several chunks, whether or not there is a single pass."""
+    here, nets = world(12), []
+    for quick in (True, False):
+        net = model(1)
+        plain = net.nats
+        net.nats = lambda said, true, net=net, plain=plain: (  # type: ignore[method-assign, misc]
+            plain(said, true) + 0.01 * sum(p.square().sum() for p in net.stack.parameters())
+        )
+        ours = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(2), streams=2)
+        assert ours.traces is not None
+        ours.traces.at_once = quick
+        for t in (0, 4, 8):
+            question, answer = asked(here, [0, 1], t, t + 4, t)
+            ours.predict(question)
+            assert ours.learn(answer).outcome == "updated"
+        nets.append(net)
+    for p, q in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", ["LRU", "GatedLRU"])
+def test_after_a_reset_what_was_not_finite_before_it_is_gone(mixer: str) -> None:
+    x, targets, _, _ = world(6)
+    x = x.clone()
+    x[0, 1] = math.nan
+    with seeded(0):
+        net = SequenceClassifier(3, 2, width=4, depth=1, mixer=mixer, normalize=False).double()
+    ours, outcomes = Learner(net, torch.optim.SGD(net.parameters(), 0.1), trace(1), streams=2), []
+    one = torch.ones(2, 1, dtype=torch.bool)
+    for t in range(6):
+        reset = one & (t == 3) & torch.tensor([[True], [False]])
+        ours.predict(Question(x[:, t : t + 1], reset, one, t, torch.arange(2)))
+        outcomes.append(ours.learn(Answer(targets[:, t : t + 1], one, one, t, torch.arange(2))).outcome)
+    assert outcomes == ["updated", "non-finite loss", "non-finite loss", "updated", "updated", "updated"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -265,7 +266,7 @@ def test_what_cannot_be_built_is_refused() -> None:
         ({"width": 0}, "width is 0"),
         ({"levels": -1}, "levels is -1"),
         ({"levels": 17}, "levels 17"),
-        ({"taps": 0}, "taps 0"),
+        ({"taps": 0}, "taps is 0"),
         ({"state_per_scale": 0}, "state_per_scale is 0"),
         ({"rank": 0}, "rank is 0"),
         ({"weights": "magic"}, "'magic'"),
@@ -276,3 +277,53 @@ def test_what_cannot_be_built_is_refused() -> None:
     ):
         with seeded(0), pytest.raises(UsageError, match=said):
             MultiScaleSSM(**({"width": 4} | wrong))
+
+
+@pytest.mark.parametrize("selective", [False, True])
+def test_a_step_refuses_states_of_other_shapes(selective: bool) -> None:
+    """What one step runs looks at no bounds, so shapes have to be looked at before."""
+    with seeded(0):
+        layer = MultiScaleSSM(4, selective=selective)
+        others = [MultiScaleSSM(4, state_per_scale=2), MultiScaleSSM(4, 2), MultiScaleSSM(4, taps=2), MultiScaleSSM(5)]
+    states = [other.init_state(2) for other in others] + [layer.init_state(2, (3,))]
+    with torch.no_grad():
+        assert layer.step(torch.ones(2, 4), layer.init_state(2))[0].isfinite().all()
+        for state in states:
+            with pytest.raises((UsageError, BeartypeCallHintViolation)):  # the latter in tests alone
+                layer.step(torch.ones(2, 4), state)
+
+
+def test_a_matrix_that_was_exchanged_for_another_in_the_same_place_is_read_anew() -> None:
+    with seeded(0):
+        layer = MultiScaleSSM(5)
+    x, matrix = torch.arange(5.0)[None], layer.weights.linear.weight
+    with torch.no_grad():
+        layer.step(x)
+        matrix.data = matrix.data.T
+        fast = layer.step(x)[0]
+    torch.testing.assert_close(fast, layer(x[:, None])[0][:, 0].detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_and_what_fold_makes_of_it_do_not_continue_each_other() -> None:
+    with seeded(0):
+        layer = MultiScaleSSM(3)
+    folded, x = layer.fold(), torch.ones(1, 4, 3)
+    for one, other in ((layer, folded), (folded, layer)):
+        _, state = one(x)
+        assert one(x, state)[0].shape == x.shape
+        with pytest.raises(UsageError, match="do not continue each other"):
+            other(x, state)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0, 3)])
+def test_by_fft_nothing_gives_nothing(shape: tuple[int, ...]) -> None:
+    with seeded(0):
+        layer = MultiScaleSSM(3, form="fft")
+    y, state = layer(torch.zeros(shape))
+    assert y.shape == shape and state.h.isfinite().all()
+
+
+def test_arguments_that_would_be_passed_over_are_refused() -> None:
+    for wrong in ({"filters": "foo"}, {"taps": -2}):
+        with pytest.raises(UsageError, match="MultiScaleSSM"):
+            MultiScaleSSM(3, 0, **wrong)

@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from pliant.core import UsageError, seeded
 from pliant.core.predictive import mixture_mean
 from pliant.mixers import GatedLRU
 from pliant.models import SequenceClassifier
 from pliant.models.blocks import Stack
-from pliant.models.heads import LabelHead, MeanPool, MixtureHead
+from pliant.models.heads import ForecastHead, Head, LabelHead, MeanPool, MixtureHead
 from pliant.models.normalizer import CLIP, OnlineNormalizer
 
 
@@ -162,3 +163,17 @@ def test_a_model_is_saved_and_loaded_by_its_configuration(tmp_path: Path) -> Non
         loaded = SequenceClassifier.from_pretrained(tmp_path)
     x = torch.ones(1, 4, 3)
     assert loaded(x)[0].equal(model(x)[0])
+
+
+@pytest.mark.parametrize(
+    ("head", "wrong"),
+    [
+        (LabelHead(2, 3), torch.full((4, 3), 7)),
+        (LabelHead(2, 3), torch.zeros(4, dtype=torch.long)),
+        (MixtureHead(2, 2), torch.zeros(4, 1)),
+        (ForecastHead(2, 2, 6), torch.zeros(4, 1, 2)),
+    ],
+)
+def test_targets_that_are_none_are_refused(head: Head, wrong: Tensor) -> None:
+    with pytest.raises((UsageError, BeartypeCallHintViolation), match="targets"):  # the latter in tests alone
+        head.nats(head(torch.ones(4, 2)), wrong)

@@ -1,9 +1,11 @@
 """MS-SSM on digits: what is left out of which arm, what the judge makes of results, and the gate of the dossier."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from pliant.core import seeded
+from pliant.core import UsageError, seeded
 from pliant.recipes.ms_ssm import (
     ARMS,
     BANK,
@@ -12,11 +14,13 @@ from pliant.recipes.ms_ssm import (
     LISTOPS,
     SETUPS,
     TABLES,
+    Examples,
     Net,
     batches,
     data,
     judge,
     run,
+    train_on,
     trials,
 )
 from pliant.recipes.reproduce import Result, Trial
@@ -79,9 +83,29 @@ def test_expressions_are_told_to_the_net_from_their_first_to_their_last_token() 
     assert torch.cat(rows).sort().values.equal(torch.arange(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETUPS if name.endswith("paper")])
 @pytest.mark.parametrize("arm", [FULL, BANK])
-def test_nets_of_the_published_sizes_learn(name: str, arm: str) -> None:
+def test_nets_of_the_published_sizes_are_trained(name: str, arm: str) -> None:
+    """20 updates on steps that are few."""
+    setup = SETUPS[name]._replace(epochs=1, batch=2)
+    with seeded(0):
+        net = Net(setup, **ARMS[arm])
+    before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+    random = torch.Generator().manual_seed(0)
+    lengths, classes = torch.randint(8, 25, (40,), generator=random), torch.randint(10, (40,), generator=random)
+    inputs = torch.randn(40, 24, setup.features, generator=random)
+    examples, told = Examples(inputs, lengths, classes), list[str]()
+    with seeded(1):
+        found = train_on(examples, examples, net, setup, 0, lambda share, word: told.append(word))
+    assert 0 <= found <= 1 and len(told) == 1
+    after = [p for p in net.parameters() if p.requires_grad]
+    assert all(p.isfinite().all() and not p.equal(q) for p, q in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in SETUPS if name.endswith("paper")])
+@pytest.mark.parametrize("arm", [FULL, BANK])
+def test_nets_of_the_published_sizes_have_gradients(name: str, arm: str) -> None:
     setup = SETUPS[name]
     with seeded(0):
         net = Net(setup, **ARMS[arm])
@@ -114,3 +138,11 @@ def test_check_15_the_bank_is_what_it_takes() -> None:
     assert whole >= 0.8
     assert without <= whole - 0.08
     assert run(None, Trial(BARE, ARMS[BARE], 0), lambda *_: None)["accuracy"] <= 0.6
+
+
+def test_images_are_looked_at_before_anything_else_is_run(tmp_path: Path) -> None:
+    for scale in ("hour", "paper"):
+        with pytest.raises(UsageError, match="no images can be read"):
+            trials(tmp_path / "nothing", scale)
+    with pytest.raises(UsageError, match="does not read"):
+        trials(tmp_path, "ten")

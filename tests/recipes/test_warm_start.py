@@ -180,3 +180,23 @@ def test_a_whole_reproduction_on_little(idx: Path, tmp_path: Path) -> None:
     found = reproduce(warm_start(idx), "minute", tmp_path)
     assert len(found["claims"]) == 3 and all(claim["scale"] == "minute" for claim in found["claims"])
     assert reproduce(warm_start(idx), "minute", tmp_path) == found
+
+
+def test_images_that_say_nothing_or_lack_their_labels_are_refused(tmp_path: Path) -> None:
+    def write(name: str, images: np.ndarray, labels: np.ndarray, cut: int = 0) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("train", "t10k"):
+            raw = bytes(8) + (4).to_bytes(4, "big") + bytes(4) + images.tobytes()
+            packed = gzip.compress(raw)
+            broken = packed[:12] + bytes(20) + packed[32:]
+            (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(broken if cut else packed)
+            (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes(8) + labels.tobytes()))
+        return folder
+
+    some, labels = np.arange(160, dtype=np.uint8).reshape(10, 4, 4), np.zeros(10, np.uint8)
+    assert len(images(write("good", some, labels)).train) == 10
+    for folder, why in ((write("few", some, labels[:7]), "10 images and 7 labels"), (write("cut", some, labels, 1), "no images"),
+                        (write("flat", np.full_like(some, 3), labels), "the same everywhere")):  # fmt: skip
+        with pytest.raises(UsageError, match=why):
+            images(folder)

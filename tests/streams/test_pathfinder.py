@@ -59,6 +59,16 @@ def test_the_class_is_whether_a_path_joins_the_marks(pictures: list[Picture]) ->
         assert not (one.marks[0] == one.marks[1]).all()
 
 
+def test_how_far_apart_the_marks_are_tells_nothing(pictures: list[Picture]) -> None:
+    """Two other ends are as far apart, of two contours where the marks are on one, and of one where they are on two."""
+    for one in pictures:
+        ends = [np.stack([contour[0, 0], contour[-1, 1]]) for contour in one.contours[:2]]
+        own = [float(np.linalg.norm(end[0] - end[1])) for end in ends]
+        across = [float(np.linalg.norm(a - b)) for a in ends[0] for b in ends[1]]
+        apart = float(np.linalg.norm(one.marks[0] - one.marks[1]))
+        assert min(abs(apart - other) for other in (across if one.label else own)) <= 1
+
+
 def test_neither_how_often_nor_how_bright_it_is_tells_the_class(pictures: list[Picture]) -> None:
     labels = np.array([one.label for one in pictures])
     assert labels.mean() == pytest.approx(0.5, abs=4 * 0.5 / len(labels) ** 0.5)
@@ -93,8 +103,9 @@ def test_a_question_holds_pictures_as_pixels_or_rows() -> None:
 
 def test_what_cannot_be_drawn_is_refused() -> None:
     for wrong in ({"batch": 0}, {"side": 0}, {"length": 0}, {"distractors": -1}, {"continuity": 0.5}, {"by": "column"},
-                  {"side": 2000}):  # fmt: skip
+                  {"side": 2000}, {"sizes": Sizes(dash=0)}, {"sizes": Sizes(gap=-1)}, {"continuity": math.inf},
+                  {"side": 8, "length": 9}, {"length": 14}):  # fmt: skip
         with pytest.raises(UsageError, match="pathfinder"):
             pathfinder(**wrong)
-    with pytest.raises(UsageError, match="find no room"):
-        pathfinder(side=8, length=9).send(None)
+    stream = pathfinder(batch=2, length=7, distractors=0)  # what finds room now and then does so each time
+    assert all(stream.send(None) for _ in range(3))

@@ -78,6 +78,8 @@ def scale_scan(
     batch, (groups, _, width) = u.shape[1], decay.shape
     through = decay.real.new_zeros(groups, width, dtype=wide) if skip is None else skip.to(wide)
     start = decay.new_zeros(batch, *decay.shape, dtype=inner) if h0 is None else h0.to(inner)
+    if form == "fft" and not u.numel():
+        form = "loop"
     if form is None:
         # One step is plain torch, so that a step can be exported and costs no detour.
         form = "loop" if u.shape[2] <= 1 else "scan" if inner.is_complex or u.device.type != "cpu" else "numba"

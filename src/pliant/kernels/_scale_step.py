@@ -54,7 +54,7 @@ class Arrays:
     """
 
     def __init__(self) -> None:
-        self._places: list[int] = []
+        self._places: list[tuple[Any, ...]] = []
         self._arrays: list[np.ndarray] = []
 
     def __reduce__(self) -> Any:
@@ -62,7 +62,7 @@ class Arrays:
 
     def of(self, tensors: tuple[Tensor, ...]) -> list[np.ndarray] | None:
         """None if one of them is not of float32 on the CPU."""
-        places = [part.data_ptr() for part in tensors]
+        places = [(part.data_ptr(), part.shape, part.stride()) for part in tensors]
         if places != self._places:
             if not plain(*tensors):
                 return None
@@ -80,7 +80,8 @@ def scale_step(
     mask: Tensor | None,
     softmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """One step, by one thread; None if somebody asks for gradients, or something is not of float32 on the CPU.
+    """One step, by one thread; None if somebody asks for gradients, something is not of float32 on the CPU, or what is
+    carried has another shape, since nothing looks at that further on.
 
     Args:
         x: `(B, D)`.
@@ -93,6 +94,10 @@ def scale_step(
     Returns:
         z `(B, D)`, history and h after the step.
     """
+    (levels, _, taps, _), (batch, width) = parameters[0].shape, x.shape
+    reach, states = (taps - 1) * (2**levels - 1), parameters[len(Common._fields)].shape
+    if history.shape != (batch, reach, width) or h.shape != (batch, *states):
+        return None
     if not plain(x, history, h) or (weights := arrays.of(parameters)) is None:
         return None
     given = [x.numpy(), history.numpy(), h.numpy()]

@@ -96,6 +96,8 @@ def credit_pass(where, gradients, traces, sizes, constants, dconv, dh):  # type:
         decay, wi, bi, wa, ba, wc, bc, wx, bx, ring = _arrays(traces, layer, batch, sizes, constants)
         for b in range(batch):
             d = dh[layer, b]
+            if not (d.any() or dconv[layer, b].any()):  # nothing goes on, and the trace may be anything
+                continue
             for w in range(inner):
                 g_decay[w] += d[w] * decay[b, w]
                 g_bx[w] += d[w] * bx[b, w]

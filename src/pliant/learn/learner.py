@@ -74,10 +74,12 @@ class Learner(Predictor):
         self.memory: Any = None
         self.output: Tensor | None = None
         self._held = Held()
-        self._tape: tuple[int, int, Taped] | None = None  # time, updates, the pass
+        self._tape: tuple[int, list[tuple[int, int]], Taped] | None = None  # time, parameters, the pass
         self._shape: tuple[Any, Any] | None = None  # of an input, and its type
         # With a loss of its own, somebody may ask autograd for gradients; otherwise it is enough that they are there.
         self._sink = Sink() if loss is None else None
+        if self.traces is not None and self._sink is None:
+            self.traces.at_once = False
         for upkeep in self.keep:
             upkeep.init(model, optimizer)
 
@@ -107,10 +109,11 @@ class Learner(Predictor):
         recording = traces.recording() if reuse and traces is not None else nullcontext({})
         with torch.set_grad_enabled(reuse), self._sink or nullcontext(), recording as calls:
             output, after, seen = self.rule.run(self.model, question, self.memory)
-        self.output = output.detach()
+        # What is kept for a gradient is not given away.
+        self.output = output.detach().clone() if reuse else output.detach()
         self._shape = question.inputs.shape[2:], question.inputs.dtype
         self._held.ask(Asked.of(question, self.memory, self.output, seen))
-        self._tape = (question.time, self.updates, Taped(output, calls)) if reuse else None
+        self._tape = (question.time, self._places(), Taped(output, calls)) if reuse else None
         self.memory = detach(after) if reuse else after
         if len(self._held.open) > self.remember:
             self._held.open.popitem(last=False)
@@ -177,11 +180,12 @@ class Learner(Predictor):
     def close(self) -> None:
         """Wait for no answer any more."""
         self._held.open.clear()
+        self._tape = None
         self._held.keep(self._needed())
 
     def restart(self) -> None:
         """Streams begin anew, and what waits for an answer is dropped; parameters, moments and upkeep stay."""
-        self._held = Held()
+        self._held, self._tape = Held(), None
         self.memory = self.output = None
         if self.traces is not None:
             self.traces.values.clear()
@@ -238,7 +242,6 @@ class Learner(Predictor):
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         _clear(parameters)
         nats = self._descend(reached, answer)
-        self._tape = None
         if not math.isfinite(nats):
             return "non-finite loss", nats, ()
         probe = Probe(self.updates + 1, self.generator, reached[-1].question, nats)
@@ -273,10 +276,12 @@ class Learner(Predictor):
         if not questions:
             return
         assert self.traces is not None
-        tape, self._tape = self._valid_tape(questions), None
-        calls, tape = None if tape is None else tape.calls, None  # what is kept for a gradient is not needed any more
         if not moved:
-            self.traces.move_border(self.model, questions, self._sink, calls)
+            tape = self._take_tape(questions)
+            calls = None if tape is None else tape.calls
+            tape = None  # what is kept for a gradient may go
+            graph = self.reuse and len(questions) == 1 and questions[0].steps == self.traces.rule.chunk
+            self.traces.move_border(self.model, questions, self._sink, calls, graph)
         for asked in questions:
             self._held.drop(asked.question.time)
 
@@ -296,7 +301,7 @@ class Learner(Predictor):
 
     def _descend(self, reached: list[Asked], answer: Answer) -> float:
         """The loss; where that is finite, its gradient is in `grad` of the parameters then."""
-        tape = self._valid_tape(reached)
+        tape = self._take_tape(reached)
         if self.traces is not None:
             return self._descend_by_traces(self.traces, reached, answer, tape)
         if tape is None and (nats := self._at_once(reached)) is not None:
@@ -390,13 +395,18 @@ class Learner(Predictor):
             torch._foreach_mul_(gradients, self.clip_norm / (size + 1e-6))
         return True
 
-    def _valid_tape(self, reached: list[Asked]) -> Taped | None:
-        """The pass of `predict` with its graph, if running the model again would give the same."""
-        if self._tape is None:
+    def _take_tape(self, reached: list[Asked]) -> Taped | None:
+        """The pass of `predict` with its graph, if running the model again would give the same; it serves once."""
+        kept, self._tape = self._tape, None
+        if kept is None:
             return None
-        time, updates, tape = self._tape
-        same = time == reached[-1].question.time and updates == self.updates
-        return tape if same and len(reached) == 1 else None
+        time, places, tape = kept
+        same = time == reached[-1].question.time and len(reached) == 1 and places == self._places()
+        return tape if same else None
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Where the parameters are, and how often they were written to."""
+        return [(p.data_ptr(), p._version) for group in self.optimizer.param_groups for p in group["params"]]
 
     def _again(self) -> tuple[OrderedDict[int, Asked], Any]:
         """The window run again with the present parameters: the questions with new memories, and the last memory."""

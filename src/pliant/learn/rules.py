@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pliant.core import Question, UsageError, detach, put, take
+from pliant.core import Question, UsageError, detach, leaves, put, take
 
 CHUNK = 16
 """Steps from one border of traces to the next, unless something else is said."""
@@ -366,9 +366,7 @@ def _starts_fresh(question: Question) -> bool:
 
 def streams_of(memory: Any) -> int:
     """How many streams a memory holds."""
-    while not isinstance(memory, Tensor):
-        memory = memory[0]
-    return memory.shape[0]
+    return next(leaves(memory))[1].shape[0]
 
 
 def _is_range(rows: Tensor, size: int) -> bool:

@@ -8,12 +8,13 @@ the state goes on by the layer's own traces (see `pliant.learn.trace`).
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pliant.core import UsageError, detach, put, take
+from pliant.core import UsageError, detach, leaves, put, take
 from pliant.core.state import map_state, nbytes
 from pliant.kernels._gated_block import Sink, Taken
 from pliant.learn.rules import Asked, Together, Trace, streams_of, through
@@ -90,11 +91,14 @@ class Traces:
             traces = self._advanced(traces, calls) if advance else traces
         else:
             nats, slopes = self._slopes(model, reached, together, pieces, loss, sink)
-            state, traces = together.before, self._before(reached, together.rows, sink, len(pieces))
+            own = _taken_gradients(model)  # of the loss itself, if it reads parameters
+            state, traces = together.before, self._copied(together.rows)
             for i, (piece, slope) in enumerate(zip(pieces, slopes, strict=True)):
                 # The last one goes back in any case, so that parameters have gradients, if of zero.
                 back = math.isfinite(nats) and (bool(slope.any()) or i == len(pieces) - 1)
                 state, traces = self._piece(model, state, piece, slope if back else None, traces, sink)
+            for parameter, gradient in own:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         if advance:
             self._keep(reached, together.rows, traces)
         return nats
@@ -121,16 +125,13 @@ class Traces:
             if advance:
                 self.move_border(model, reached, sink)
             return nats
-        layers = self._layers(taken)
-        if layers is None:
+        traces = self._fused(taken, self._taken(together.rows), streams_of(together.before), advance)
+        if traces is None:
             for parameter in model.parameters():
                 parameter.grad = None
             return None
-        values = self._ready(reached, together.rows)
-        for each, names in zip(taken, layers, strict=True):
-            each.apply([values[name] for name in names], advance)
-        if advance and together.rows is not None:
-            self._keep(reached, together.rows, values)
+        if advance:
+            self._keep(reached, together.rows, traces)
         return nats
 
     def move_border(
@@ -139,38 +140,57 @@ class Traces:
         questions: Sequence[Asked],
         sink: Sink | None = None,
         calls: Mapping[str, Call] | None = None,
+        graph: bool = False,
     ) -> None:
-        """Over these questions; calls: of the pass over them, if it was made already."""
+        """Over these questions.
+
+        Args:
+            calls: of the pass over them, if it was made already.
+            graph: whether that would have been made with a graph, so that this is, too: forms without one may round
+                otherwise, and a fork, which has no pass, has to come to the same bits.
+        """
         together = Together.of(questions, inputs=True)
         if calls is not None:
             self._keep(questions, together.rows, self._advanced(self._taken(together.rows), calls))
             return
         pieces, state = _pieces(together, self.rule.chunk), together.before
-        traces = self._before(questions, together.rows, sink, len(pieces))
+        traces = self._copied(together.rows) if len(pieces) > 1 else self._taken(together.rows)
         for piece in pieces:
-            state, traces = self._piece(model, state, piece, None, traces, sink)
+            state, traces = self._piece(model, state, piece, None, traces, sink, graph)
         self._keep(questions, together.rows, traces)
 
     def _piece(
-        self, model: nn.Module, state: Any, piece: "Piece", slope: Tensor | None, traces: Values, sink: Sink | None
-    ) -> tuple[Any, Values]:
+        self, model: nn.Module, state: Any, piece: "Piece", slope: Tensor | None, traces: Values, sink: Sink | None,
+        graph: bool = False,
+    ) -> tuple[Any, Values]:  # fmt: skip
         """State and traces after a piece; if there is a slope of its output, with the gradients that come of it."""
         if sink is not None and self.at_once:
             with torch.set_grad_enabled(slope is not None), sink, _listening(sink) as taken:
                 output, after = through(model, state, *piece)
                 if slope is not None:
                     output.backward(slope)
-            if (layers := self._layers(taken)) is not None:
-                for each, names in zip(taken, layers, strict=True):
-                    each.apply([traces[name] for name in names], True)
-                return detach(after), traces
-            assert slope is None, "a pass over a chunk had all traces before, without gradients"
-        with torch.set_grad_enabled(slope is not None):
+            if (found := self._fused(taken, traces, streams_of(state), True)) is not None:
+                return detach(after), found
+            if slope is not None:
+                raise RuntimeError("trace: a layer got a listener in the middle of a question; ask it again")
+        with torch.set_grad_enabled(graph or slope is not None):
             output, state, calls = self._through(model, state, piece)
             if slope is not None:
                 output.backward(slope)
                 self._credit(traces, calls)
         return detach(state), self._advanced(traces, calls)
+
+    def _fused(self, taken: Sequence[Taken], traces: Values, streams: int, advance: bool) -> Values | None:
+        """Traces after passes that have those of all layers, and what goes on by them added to the gradients; None, and
+        nothing done, if they have not. May write to the traces that are given."""
+        layers = self._layers(taken)
+        if layers is None:
+            return None
+        values = {name: {part: e.contiguous() for part, e in of.items()}
+                  for name, of in (traces or _fresh(self, streams, ())).items()}  # fmt: skip
+        for each, names in zip(taken, layers, strict=True):
+            each.apply([values[name] for name in names], advance)
+        return values
 
     def _layers(self, taken: Sequence[Taken]) -> list[list[str]] | None:
         """Names of the mixers in each of these passes; None if they do not have all that have traces, each once."""
@@ -181,27 +201,9 @@ class Traces:
         self.at_once = False  # somebody listens to a layer, or the pass is large: it will stay so
         return None
 
-    def _ready(self, reached: Sequence[Asked], rows: Tensor | None) -> Values:
-        """Traces that may be written to by their addresses; those of all streams, or a copy of those of `rows`."""
-        if not self.values:
-            streams = streams_of(reached[0].before)
-            self.values = {name: {part: e.clone() for part, e in traces.items()}
-                           for name, traces in _fresh(self, streams, ()).items()}  # fmt: skip
-        for name, traces in self.values.items():
-            dtype = self.mixers[name].get_parameter("lru.decay").dtype
-            for part, e in traces.items():
-                if e.dtype != dtype or not e.is_contiguous():
-                    traces[part] = e.to(dtype).contiguous()
-        return self._taken(rows)
-
-    def _before(self, questions: Sequence[Asked], rows: Tensor | None, sink: Sink | None, pieces: int) -> Values:
-        """Traces at the border. If a single pass may write to them, and in pieces, then a copy, since between two
-        pieces something may go wrong."""
-        if sink is None or not self.at_once:
-            return self._taken(rows)
-        values = self._ready(questions, rows)
-        if pieces == 1 or rows is not None:
-            return values
+    def _copied(self, rows: Tensor | None) -> Values:
+        """Traces that are written to piece by piece: those at the border stay, should something go wrong."""
+        values = self._taken(rows)
         return {name: {part: e.clone() for part, e in of.items()} for name, of in values.items()}
 
     def grow(self, streams: int) -> None:
@@ -229,7 +231,7 @@ class Traces:
             )
             if not fits:
                 raise UsageError(f"trace: traces of {name or 'the model'} in the state are of other kinds, shapes or "
-                                 "types; use the policy and the precision that it was saved with")  # fmt: skip
+                                 "types; use the policy, precision and version that it was saved with")  # fmt: skip
         if more := state.keys() - self.mixers.keys():
             raise UsageError(f"trace: the state has traces of {min(more)}, which has none here")
 
@@ -275,8 +277,14 @@ class Traces:
         for name, call in calls.items():
             if name not in traces:
                 continue
-            mixer, dstate = self.mixers[name], map_state(lambda leaf: leaf.grad, call.state)
-            for part, gradient in mixer.trace_gradients(traces[name], detach(call.state), dstate).items():
+            mixer, own = self.mixers[name], traces[name]
+            state, dstate = detach(call.state), map_state(_slope, call.state)
+            if call.reset is not None and bool(call.reset.any()):
+                # Where resets have cut the past off, its trace may be anything, also not finite.
+                rows = _reached(call.state).nonzero()[:, 0]
+                state, own = take(state, rows), {part: take(e, rows) for part, e in own.items()}
+                dstate = map_state(partial(_slope, rows=rows), call.state)
+            for part, gradient in mixer.trace_gradients(own, state, dstate).items():
                 parameter = mixer.get_parameter(part)
                 if parameter.requires_grad:
                     gradient = gradient.to(parameter.dtype)
@@ -291,6 +299,11 @@ class Traces:
         return after
 
     def _taken(self, rows: Tensor | None) -> Values:
+        """Traces at the border, of all streams or of some, in the float type that the mixers' states have by now."""
+        for name, traces in self.values.items():
+            dtype = torch.promote_types(next(self.mixers[name].parameters()).dtype, torch.float32)
+            for part, e in traces.items():
+                traces[part] = e if e.dtype == dtype else e.to(dtype)
         if rows is None:
             return self.values
         return {name: {part: take(e, rows) for part, e in traces.items()} for name, traces in self.values.items()}
@@ -378,6 +391,25 @@ def _fresh(traces: Traces, streams: int, extra: tuple[int, ...]) -> Values:
         x = torch.zeros(1, 0, *extra, mixer.width, device=next(mixer.parameters()).device)
         one = mixer.advance_traces(None, x, state, traces.kinds[name])
         found[name] = {part: e.expand(streams, *e.shape[1:]) for part, e in one.items()}
+    return found
+
+
+def _slope(leaf: Tensor, rows: Tensor | None = None) -> Any:
+    """The gradient that has come to a leaf, of some streams; None if none has."""
+    return leaf.grad if leaf.grad is None or rows is None else leaf.grad[rows]
+
+
+def _reached(state: Any) -> Tensor:
+    """The streams `(B,)` to whose state a gradient has come that is not zero throughout."""
+    gradients = [leaf.grad for _, leaf in leaves(state) if leaf.grad is not None]
+    return torch.stack([gradient.flatten(1).any(1) for gradient in gradients]).any(0)
+
+
+def _taken_gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+    """Gradients that are in the parameters, which have none then."""
+    found = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+    for parameter, _ in found:
+        parameter.grad = None
     return found
 
 

@@ -27,7 +27,7 @@ def mixing_distance(
     printed: bool = False,
     seed: int = 0,
 ) -> Float[Tensor, "B"]:
-    """Of the last step, for each stream, in steps.
+    """Of the last step, for each stream, in steps; NaN where it depends on no step at all.
 
     Args:
         layer: from `(B, T, ...)` to `(B, T, ...)`, or to a tuple that begins with that, as our mixers.
@@ -36,8 +36,10 @@ def mixing_distance(
         printed: the denominator as printed.
 
     Raises:
-        UsageError: x has no steps or is no float, or the output has no gradient to it.
+        UsageError: x has no steps or is no float, the output has no gradient to it, or channels is below 1.
     """
+    if channels is not None and channels < 1:
+        raise UsageError(f"mixing_distance: channels is {channels}, expected at least 1, or None for all")
     if x.ndim < 2 or not x.is_floating_point() or x.shape[1] < 1:
         raise UsageError(f"mixing_distance: x is {x.dtype} {tuple(x.shape)}, expected floats (B, T, ...) with steps")
     x = x.detach().requires_grad_()

@@ -20,7 +20,7 @@ from pliant.mixers.gated_delta import GatedDelta, GatedDeltaState
 from pliant.mixers.gated_lru import RGLRU, GatedLRU, GatedLRUState, RGLRUState
 from pliant.mixers.lru import LRU, LRUState
 from pliant.mixers.mlstm import MLSTM, DenseMLSTM, MLSTMState
-from pliant.mixers.multi_scale import MultiScaleSSM, MultiScaleState
+from pliant.mixers.multi_scale import FoldedScaleState, MultiScaleSSM, MultiScaleState
 from pliant.mixers.multires import FoldedState, MultiresConv, MultiresState
 from pliant.mixers.s6 import S6, S6State
 from pliant.mixers.slstm import SLSTM, SLSTMState
@@ -51,6 +51,7 @@ exportable(
     LRUState,
     MLSTMState,
     MultiScaleState,
+    FoldedScaleState,
     MultiresState,
     S6State,
     SLSTMState,

@@ -39,7 +39,7 @@ from pliant.kernels._scale_scan import selective_scales
 from pliant.kernels._scale_step import Arrays, Common, Invariant, Selective, scale_step
 from pliant.mixers._multi_scale_traces import advance, gradients
 from pliant.mixers.base import SequenceMixer, where_steps
-from pliant.mixers.multires import FilterBank, FoldedBank, FoldedFilter, as_streams_of
+from pliant.mixers.multires import FILTERS, FilterBank, FoldedBank, FoldedFilter, as_streams_of
 from pliant.mixers.s6 import MAX_STEP, MIN_STEP, _repeated, _streams
 
 WEIGHTS = ("linear", "softmax", "channel", "static")
@@ -49,6 +49,13 @@ SMALL = 1e-2
 
 class MultiScaleState(NamedTuple):
     """history `(B, *E, R, D)`: samples of each level, oldest first; h `(B, *E, M, N, D)`, complex h in two parts."""
+
+    history: Tensor
+    h: Tensor
+
+
+class FoldedScaleState(NamedTuple):
+    """The same of a folded layer, whose history `(B, *E, R, D)` holds the last R inputs."""
 
     history: Tensor
     h: Tensor
@@ -94,9 +101,11 @@ class MultiScaleSSM(SequenceMixer):
         super().__init__()
         rank = -(-width // 16) if rank is None else rank
         for name, size, least in (("width", width, 1), ("levels", levels, 0), ("state_per_scale", state_per_scale, 1),
-                                  ("rank", rank, 1)):  # fmt: skip
+                                  ("rank", rank, 1), ("taps", taps, 1)):  # fmt: skip
             if size < least:
                 raise UsageError(f"MultiScaleSSM: {name} is {size}, expected at least {least}")
+        if filters not in FILTERS:
+            raise UsageError(f"MultiScaleSSM: filters are {filters!r}, expected one of {', '.join(FILTERS)}")
         if weights not in WEIGHTS or form not in (None, "fft"):
             raise UsageError(
                 f"MultiScaleSSM: weights are {weights!r} and form is {form!r}; expected one of {', '.join(WEIGHTS)}, "
@@ -124,23 +133,32 @@ class MultiScaleSSM(SequenceMixer):
 
     def init_state(
         self, batch: int, extra: tuple[int, ...] = (), *, device: torch.device | None = None
-    ) -> MultiScaleState:
+    ) -> MultiScaleState | FoldedScaleState:
         device = self.skip.device if device is None else device
         dtype = torch.promote_types(self.skip.dtype, torch.float32)
         reach = 0 if self.bank is None else self.bank.reach
         history = torch.zeros(batch, *extra, reach, self.width, dtype=dtype, device=device)
         parts = () if self.frequency is None else (2,)
-        return MultiScaleState(history, history.new_zeros(batch, *extra, *self.log_rate.shape, *parts))
+        return self._carried(history, history.new_zeros(batch, *extra, *self.log_rate.shape, *parts))
+
+    @property
+    def _carried(self) -> type[MultiScaleState] | type[FoldedScaleState]:
+        return FoldedScaleState if isinstance(self.bank, FoldedBank) else MultiScaleState
 
     def forward(
         self,
         x: Float[Tensor, "B T *E D"],
-        state: MultiScaleState | None = None,
+        state: MultiScaleState | FoldedScaleState | None = None,
         *,
         reset: Bool[Tensor, "B T"] | None = None,
         mask: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T *E D"], MultiScaleState]:
+    ) -> tuple[Float[Tensor, "B T *E D"], MultiScaleState | FoldedScaleState]:
         x, state = self.start(x, state, reset, mask)
+        if not isinstance(state, self._carried):
+            raise UsageError(
+                f"MultiScaleSSM: the state is a {type(state).__name__}, expected {self._carried.__name__}; a layer and "
+                "what fold makes of it do not continue each other"
+            )
         streams = _streams(x)  # extra axes share time, but not what depends on the input
         reset, mask = (_repeated(flag, streams.shape[0]) for flag in (reset, mask))
         if streams.shape[1] == 1 and (found := self._one_step(streams, state, reset, mask)) is not None:
@@ -152,10 +170,10 @@ class MultiScaleSSM(SequenceMixer):
             bands, history = self.bank(streams, history, reset, mask)
         z, h = (self._select if self.selective else self._invariant)(streams, bands, h, reset, mask)
         h = torch.view_as_real(h) if h.is_complex() else h
-        return as_streams_of(x, z), MultiScaleState(history.reshape(state.history.shape), h.reshape(state.h.shape))
+        return as_streams_of(x, z), self._carried(history.reshape(state.history.shape), h.reshape(state.h.shape))
 
     def _one_step(
-        self, x: Tensor, state: MultiScaleState, reset: Tensor | None, mask: Tensor | None
+        self, x: Tensor, state: MultiScaleState | FoldedScaleState, reset: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, MultiScaleState] | None:
         """In inference, one step `(B, 1, D)` in one pass; None where that is for plain torch to do."""
         if self.frequency is not None or self.weights.kind == "channel" or torch.is_grad_enabled():
@@ -290,7 +308,7 @@ class MultiScaleSSM(SequenceMixer):
         """A copy for inference, equal up to rounding, by independent filters of x; its states are its own.
 
         With weights that are static and not selective, the whole layer becomes a `FoldedFilter`; else the bank alone
-        is exchanged, by a `FoldedBank`.
+        is exchanged, by a `FoldedBank`. States of the layer do not fit either, and are refused.
         """
         with torch.no_grad():
             if not self.selective and self.weights.kind == "static":

@@ -102,18 +102,23 @@ class BidirectionalClassifier(nn.Module, PyTorchModelHubMixin):
         self.head = head_of(head, width, num_outputs, horizon)
 
     def forward(
-        self, x: Shaped[Tensor, "B T *E F"], state: Any = None, *, mask: Bool[Tensor, "B T"] | None = None
+        self,
+        x: Shaped[Tensor, "B T *E F"],
+        state: Any = None,
+        *,
+        reset: Any = None,
+        mask: Bool[Tensor, "B T"] | None = None,
     ) -> Shaped[Tensor, "B *S"]:
         """The answer to each whole sequence; steps where `mask` is false do not exist.
 
         Raises:
-            UsageError: shapes do not fit, or a state is given.
+            UsageError: shapes do not fit, or a state or resets are given.
         """
-        if state is not None:
+        if state is not None or reset is not None:
             _refuse()
-        if x.ndim < 3 or x.shape[-1] != self.num_features:
+        if x.ndim < 3 or x.shape[-1] != self.num_features or not x.shape[1]:
             raise UsageError(
-                f"BidirectionalClassifier: x is {tuple(x.shape)}, expected (B, T, ..., {self.num_features})"
+                f"BidirectionalClassifier: x is {tuple(x.shape)}, expected (B, T, ..., {self.num_features}) with steps"
             )
         check_flags("BidirectionalClassifier", x, mask=mask)
         if mask is not None:

@@ -16,6 +16,11 @@ from pliant.kernels import linear_scan
 from pliant.mixers.base import over_steps, steps_since_reset, where_steps
 
 
+def _check_targets(owner: str, targets: Tensor, shape: torch.Size) -> None:
+    if targets.shape != shape:
+        raise UsageError(f"{owner}: targets are {tuple(targets.shape)}, expected {tuple(shape)}")
+
+
 class PoolState(NamedTuple):
     """total `(B, *E, D)` float: sum over the episode; steps `(B,)` int64: those of it that exist."""
 
@@ -88,7 +93,14 @@ class LabelHead(nn.Module):
         return self.linear(x)
 
     def nats(self, output: Float[Tensor, "*S C"], targets: Shaped[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
-        """Summed over the C labels; targets are 0 or 1, of any dtype."""
+        """Summed over the C labels; targets are 0 or 1, of any dtype.
+
+        Raises:
+            UsageError: they have another shape or, on a CPU, lie outside.
+        """
+        _check_targets("LabelHead", targets, output.shape)
+        if targets.is_cpu and not bool(((targets >= 0) & (targets <= 1)).all()):
+            raise UsageError("LabelHead: targets lie outside of 0 … 1, expected 1 for each label that holds, else 0")
         wide = output if output.dtype == torch.float64 else output.float()
         return F.binary_cross_entropy_with_logits(wide, targets.to(wide.dtype), reduction="none").sum(-1)
 
@@ -114,7 +126,12 @@ class MixtureHead(nn.Module):
         return self.linear(x).unflatten(-1, self.shape)
 
     def nats(self, output: Float[Tensor, "*S F K"], targets: Float[Tensor, "*S F"]) -> Float[Tensor, "*S"]:
-        """Summed over the F numbers."""
+        """Summed over the F numbers.
+
+        Raises:
+            UsageError: targets of another shape.
+        """
+        _check_targets("MixtureHead", targets, output.shape[:-1])
         return mixture_nats(output, targets).sum(-1)
 
     def roles(self) -> dict[str, Role]:
@@ -139,7 +156,12 @@ class ForecastHead(nn.Module):
         return F.pad(self.linear(x).unflatten(-1, self.shape), (1, 0))  # the logit of the only component
 
     def nats(self, output: Float[Tensor, "*S H F 3"], targets: Float[Tensor, "*S H F"]) -> Float[Tensor, "*S"]:
-        """Summed over the steps and numbers."""
+        """Summed over the steps and numbers.
+
+        Raises:
+            UsageError: targets of another shape.
+        """
+        _check_targets("ForecastHead", targets, output.shape[:-1])
         return mixture_nats(output, targets).sum((-2, -1))
 
     def roles(self) -> dict[str, Role]:

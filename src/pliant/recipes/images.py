@@ -3,6 +3,7 @@
 import gzip
 import io
 import zipfile
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,8 @@ def images(path: Path | None) -> Images:
             parts = _cifar(path)
         else:
             parts = _idx(path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        _check(parts)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UsageError(
             f"no images can be read from {path} ({error}); give --data a folder with the IDX files of Fashion-MNIST "
             "(Debian: apt install dataset-fashion-mnist), one with CIFAR-10's binary version, or a zip of "
@@ -67,6 +69,15 @@ def images(path: Path | None) -> Images:
 
 
 Parts = list[Any]
+
+
+def _check(parts: Parts) -> None:
+    """Raise `ValueError` unless each image has a label, and something is seen in all channels."""
+    for name, x, y in (("train", *parts[:2]), ("test", *parts[2:])):
+        if len(x) != len(y) or not len(x):
+            raise ValueError(f"{len(x)} images and {len(y)} labels to {name}")
+    if (parts[0].min((0, 2, 3)) == parts[0].max((0, 2, 3))).any():
+        raise ValueError("a channel is the same everywhere")
 
 
 def _idx(path: Path) -> Parts:
@@ -96,12 +107,13 @@ def _zip(path: Path) -> Parts:
     found: Parts = []
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png")))
-        classes = sorted({name.split("/")[-2] for name in names if "/" in name})
+        names = [name for name in names if name.count("/") >= 2]
+        classes = sorted({name.split("/")[-2] for name in names})
         for part in ("train", "test"):
             own = [name for name in names if name.split("/")[0] == part]
             pictures = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in own]
             if not pictures:
-                raise ValueError(f"nothing in {part}/")
+                raise ValueError(f"nothing in {part}/CLASS/")
             labels = [classes.index(name.split("/")[-2]) for name in own]
             found += [np.stack(pictures).transpose(0, 3, 1, 2), np.array(labels)]
     return found

@@ -6,7 +6,9 @@ A contour is a chain of dashes. Between two of them the direction turns by an an
 
 κ the continuity, on the angles with which the next dash keeps its distance from all others. Each picture has two
 contours that start near each other, and shorter ones beside them. A mark, a disk, stands on an end of one of the two,
-and the other on the other end of the same (class 1) or of the other one (class 0); both classes are as likely.
+and the other on the other end of the same (class 1) or on an end of the other one (class 0); both classes are as
+likely. In each picture both pairs of ends are as far apart, but for a pixel, so that how far the marks are apart tells
+nothing: with the start of one and the end of the other, as one might take them, it tells 86 % of the classes.
 
 Papers: Linsley et al. 2018, Learning long-range spatial dependencies with horizontal gated recurrent units,
 arXiv:1805.08315, whose generator draws in a raster of 300 and turns by the law above; Tay et al. 2021, Long Range
@@ -27,6 +29,10 @@ from pliant.streams.base import Passive, Spec, Stream
 CLASSES = 2
 TRIES = 20
 """Directions tried for a dash, and places for a short contour, before it is given up."""
+ROOM = 5000
+"""Of so many pairs of contours one has to fit."""
+APART = 1.0
+"""Pixels by which the distance of two ends of one contour may differ from that of two ends of two."""
 POINTS = 4
 """Places along a dash between which distances to others are taken."""
 MAX_STEPS = 1 << 20
@@ -77,14 +83,15 @@ def pathfinder(
         questions: length of the stream; None is endless.
         side: pixels of a side.
         by: what a step reads, `"pixel"` or `"row"`.
-        length: dashes of the two long contours; published are 6, 9 and 14.
+        length: dashes of the two long contours; published are 6, 9 and 14, in pictures of 300 pixels. In 32 there is
+            room for 7; the more, the longer it takes to find some.
         distractors: short contours of a third as many dashes, as far as there is room for them.
         continuity: κ; 1.8 is published, and larger is straighter.
         sizes: lengths in pixels.
         seed: decides all pictures.
 
     Raises:
-        UsageError: an argument is out of range, or such contours find no room.
+        UsageError: an argument is out of range, or such contours find hardly any room.
     """
     if by not in ("pixel", "row"):
         raise UsageError(f"pathfinder: by is {by!r}, expected pixel or row")
@@ -96,6 +103,14 @@ def pathfinder(
         raise UsageError(
             f"pathfinder: distractors is {distractors}, continuity {continuity} and side {side}; expected 0 or more, "
             "above 0.5 and at most 1024"
+        )
+    if any(not 0 <= size < math.inf for size in sizes) or not sizes.dash or continuity == math.inf:
+        raise UsageError(f"pathfinder: {sizes} and continuity {continuity}; expected numbers of 0 or more, and a dash")
+    random = numpy_generator(seed, "pathfinder/room")
+    if all(_two_contours(random, side, length, continuity, sizes) is None for _ in range(ROOM)):
+        raise UsageError(
+            f"pathfinder: not one of {ROOM} pairs of contours of {length} dashes finds room in {side} by {side} "
+            "pixels; choose a larger side or a smaller length"
         )
     return _Pathfinder(batch, questions, side, by, (length, distractors, continuity, sizes), seed)
 
@@ -125,17 +140,12 @@ class _Pathfinder(Passive):
 def picture(
     random: np.random.Generator, side: int, length: int, distractors: int, continuity: float, sizes: Sizes
 ) -> Picture:
-    """Contours, marks and label of one picture.
-
-    Raises:
-        UsageError: two contours of this length find no room.
-    """
-    for _ in range(TRIES * TRIES):
+    """Contours, marks and label of one picture; looks for room for them for as long as it takes."""
+    ends = None
+    while ends is None:
         found = _two_contours(random, side, length, continuity, sizes)
-        if found is not None:
-            break
-    else:
-        raise UsageError(f"pathfinder: two contours of {length} dashes find no room in {side} by {side} pixels")
+        ends = None if found is None else _ends(*found)
+    assert found is not None
     contours = list(found)
     for _ in range(distractors):
         for _ in range(TRIES):
@@ -144,14 +154,22 @@ def picture(
             if short is not None:
                 contours.append(short)
                 break
-    label, one, end = (int(n) for n in random.integers(2, size=3))
-    other = one if label else 1 - one
-    marks = np.stack([_end(contours[one], end), _end(contours[other], 1 - end)])
+    label, first = (int(n) for n in random.integers(2, size=2))
+    marks = ends[1 - label][[first, 1 - first]]
     return Picture(contours, marks, label)
 
 
-def _end(contour: np.ndarray, which: int) -> np.ndarray:
-    return contour[-1, 1] if which else contour[0, 0]
+def _ends(*contours: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Two ends of one of the contours and two of both, `(2, 2)`, about as far apart; None if there are none."""
+    own = [np.stack([contour[0, 0], contour[-1, 1]]) for contour in contours]
+    across = [np.stack([one, other]) for one in own[0] for other in own[1]]
+    pairs = [(abs(_length(same) - _length(both)), i, j) for i, same in enumerate(own) for j, both in enumerate(across)]
+    differ, i, j = min(pairs)
+    return (own[i], across[j]) if differ <= APART else None
+
+
+def _length(ends: np.ndarray) -> float:
+    return float(np.linalg.norm(ends[0] - ends[1]))
 
 
 def _two_contours(
