@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from beartype.roar import BeartypeCallHintViolation
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -289,7 +289,7 @@ def test_a_step_refuses_states_of_other_shapes(selective: bool) -> None:
     with torch.no_grad():
         assert layer.step(torch.ones(2, 4), layer.init_state(2))[0].isfinite().all()
         for state in states:
-            with pytest.raises((UsageError, BeartypeCallHintViolation)):  # the latter in tests alone
+            with pytest.raises((UsageError, TypeCheckError)):  # the latter in tests alone
                 layer.step(torch.ones(2, 4), state)
 
 

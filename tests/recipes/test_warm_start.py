@@ -196,7 +196,8 @@ def test_images_that_say_nothing_or_lack_their_labels_are_refused(tmp_path: Path
 
     some, labels = np.arange(160, dtype=np.uint8).reshape(10, 4, 4), np.zeros(10, np.uint8)
     assert len(images(write("good", some, labels)).train) == 10
-    for folder, why in ((write("few", some, labels[:7]), "10 images and 7 labels"), (write("cut", some, labels, 1), "no images"),
+    for folder, why in ((write("few", some, labels[:7]), "10 images and 7 labels"),
+                        (write("cut", some, labels, 1), "no images"),
                         (write("flat", np.full_like(some, 3), labels), "the same everywhere")):  # fmt: skip
         with pytest.raises(UsageError, match=why):
             images(folder)
