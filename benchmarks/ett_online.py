@@ -14,24 +14,21 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from _ledger import DOCS, append
 from _ms_ssm_page import put, spread, table
 from _trials import Record, Trials
 from streams import driven
 
-from pliant.models.table import TableModel
 from pliant.recipes import series
 
 NUMBERS = ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
 HORIZONS = (96, 192, 336, 720)
-NETS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    "gated LRU": ("GatedLRU", None),
-    "MS-SSM": ("MultiScaleSSM", {}),
-    "MultiresConv": ("MultiresConv", {}),
+NETS: dict[str, series.MixerName] = {
+    "gated LRU": "GatedLRU",
+    "MS-SSM": "MultiScaleSSM",
+    "MultiresConv": "MultiresConv",
 }
 OPPONENTS: tuple[series.Opponent, ...] = ("no-change", "seasonal", "mean")
 OF_ITSELF = "opponents"
@@ -42,11 +39,10 @@ TUNING, SEEDS = 100, (0, 1, 2)
 
 def run(method: str, horizon: int, share: float, seed: int) -> Record:
     """Bits and relative error of the learner; of a run with all opponents theirs."""
-    name, options = NETS.get(method, NETS["gated LRU"])
-    series.TableModel = partial(TableModel, mixer=name, mixer_options=options)  # type: ignore[misc, assignment]
     file = Path(os.environ.get("ETT", "../shared/data/ett")) / "ETTh1.csv"
     config = series.SeriesConfig(
         data=str(file), target=NUMBERS, time="date", season=24, horizon=horizon, seed=seed,
+        mixer=NETS.get(method, "GatedLRU"),
         lr=share * series.LR / math.sqrt(horizon), opponents=OPPONENTS if method == OF_ITSELF else ("no-change",),
     )  # fmt: skip
     summary, _ = driven(series, config)

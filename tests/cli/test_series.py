@@ -289,3 +289,12 @@ def test_a_run_that_cannot_be_saved_says_so_when_it_is_stopped_and_begins_anew(
     assert strict(capsys.readouterr().out)["members"] == whole["members"]
     assert (run / "records.jsonl").read_bytes() == (tmp_path / "whole" / "records.jsonl").read_bytes()
     assert (run / "schema.json").read_bytes() == (tmp_path / "whole" / "schema.json").read_bytes()
+
+
+def test_another_mixer_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "t.csv", 200)
+    bits = [learn(capsys, data, tmp_path / name, "--target", "y", "--mixer", name)["members"]["pliant"]["bits"]
+            for name in ("GatedLRU", "MultiresConv", "MLSTM")]  # fmt: skip
+    assert len(set(bits)) == 3 and max(bits) < 1.5
+    assert main(["learn", "series", "--data", str(data), "--target", "y", "--mixer", "Attention"]) == 2
+    assert "Attention" in capsys.readouterr().err

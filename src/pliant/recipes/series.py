@@ -44,6 +44,10 @@ Opponent = Literal[
     "plain", "majority", "mean", "no-change", "seasonal", "frozen", "retrained", "boosting", "hoeffding-tree",
     "adaptive-forest",
 ]  # fmt: skip
+MixerName = Literal[
+    "GatedLRU", "RGLRU", "LRU", "S6", "MultiScaleSSM", "MultiresConv", "MLSTM", "SLSTM", "GatedDelta",
+]  # fmt: skip
+"""Those that need nothing but a width."""
 STANDARD: tuple[Opponent, ...] = (
     "plain",
     "majority",
@@ -97,6 +101,8 @@ class SeriesConfig:
     than 10,000 rows."""
     size: int = 1
     """The one dial of the model: width = 32 size, depth = 2 (1 to 16)."""
+    mixer: MixerName = "GatedLRU"
+    """What the model mixes over time with; others cost more time, and some take fewer bits (docs/online.md)."""
     rule: RuleName = "bptt"
     """How far back an answer is learned from: bptt, over --window, again at each update; trace, over all the past, once
     and in constant memory; immediate, over the row itself (docs/rules.md)."""
@@ -247,7 +253,7 @@ def learner(
     With several streams or `live` questions are short, and an update takes as many answers as else a question has.
     """
     with seeded(config.seed, name):
-        model = TableModel(columns, width=32 * config.size)
+        model = TableModel(columns, width=32 * config.size, mixer=config.mixer)
     optimizer = adamw(model, shape.lr)
     return Learner(
         model,
