@@ -13,7 +13,6 @@ import torch
 
 from pliant.cli import main
 from pliant.core import UsageError, seeded
-from pliant.recipes.images import images, kind_of
 from pliant.recipes.reproduce import Result, Trial, reproduce
 from pliant.recipes.warm_start import (
     ARMS,
@@ -28,6 +27,7 @@ from pliant.recipes.warm_start import (
     then,
     warm_start,
 )
+from pliant.streams._images import images, kind_of
 
 
 def drawn(number: int, channels: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ and answer with the mean over them. Left out, in turn, are the filter bank (a sh
 one state space as many states), the recurrence, the weights from the input, and the rates of each scale's own. What
 else stays when the bank goes is open in the paper: here the weight of the one scale still comes from the input, and
 its input is added to its output; two further arms leave out the former, and both. At `hour` four layers, with and
-without the bank, read ListOps of 20 to 512 tokens from the published distribution, and color images pixel by pixel if
-`--data` says where there are some. `paper` has both in the published sizes.
+without the bank, read ListOps of 20 to 512 tokens from the published distribution, four times as many expressions of
+up to 128, and images pixel by pixel if `--data` says where there are some. `paper` has both in the published sizes.
 
 Paper: Karami et al. 2025, MS-SSM, arXiv:2512.23824, tables 1, 2, 5 and 7, on PTB-XL (AUROC), ListOps and sequential
 CIFAR-10 (%); there is no code, and but for `paper` neither sizes nor amounts of data are those of the paper, so that
@@ -29,8 +29,8 @@ from pliant.core import UsageError, numpy_generator, seeded
 from pliant.core.seeds import generator
 from pliant.kernels import causal_conv
 from pliant.mixers import MultiScaleSSM
-from pliant.recipes.images import images
 from pliant.recipes.reproduce import Claim, Reproduction, Result, Scale, Trial, Verdict
+from pliant.streams._images import images
 from pliant.streams._listops import TOKENS, expression, value_of
 
 CLASSES, HELD_OUT, SHORT = 10, 360, 4
@@ -60,9 +60,11 @@ class Setup(NamedTuple):
 
 
 DIGITS, LISTOPS, IMAGES = "digits", "ListOps", "images"
+SHORTER = f"{LISTOPS} of up to 128 tokens"
 SETUPS = {
     DIGITS: Setup(1),
     LISTOPS: Setup(len(TOKENS), 64, 4, 4, 4, 6, 32, 3e-3, 0.03, 0.0, "layer", (16_000, 2000), (20, 512), 700.0),
+    SHORTER: Setup(len(TOKENS), 64, 4, 4, 4, 6, 32, 3e-3, 0.03, 0.0, "layer", (64_000, 2000), (20, 128), 700.0),
     IMAGES: Setup(3, 64, 4, 2, 4, 6, 32, 4.5e-3, 0.01, seconds=800.0),
     f"{LISTOPS}, paper": Setup(len(TOKENS), 128, 20, 4, 128, 100, 50, 3e-3, 0.03, 0.1, "batch", (96_000, 2000),
                                (501, 1999), 3e7),
@@ -222,7 +224,7 @@ def trials(path: Path | None, scale: Scale) -> list[Trial]:
     if scale == "ten":
         return [Trial(name, arm, seed) for seed in range(5) for name, arm in ARMS.items()]
     size, seeds = (", paper", 1) if scale == "paper" else ("", 3)
-    tasks = [LISTOPS] if path is None else [LISTOPS, IMAGES]
+    tasks = [LISTOPS, *([SHORTER] if scale == "hour" else []), *([] if path is None else [IMAGES])]
     return [Trial(name, {"setup": task + size, **ARMS[name]}, seed)
             for seed in range(seeds) for task in tasks for name in (FULL, BANK)]  # fmt: skip
 
@@ -343,7 +345,7 @@ def seconds(trial: Trial) -> float:
 
 
 def ms_ssm(data: Path | None = None) -> Reproduction:
-    """The experiment; with color images in `data`, see `pliant.recipes.images`, on these too."""
+    """The experiment; with color images in `data`, see `pliant.streams.images`, on these too."""
     return Reproduction(
         "MS-SSM: what its parts are worth on sequences read step by step",
         "Karami et al. 2025, arXiv:2512.23824, tables 1, 2, 5 and 7",

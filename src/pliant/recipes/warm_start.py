@@ -28,8 +28,8 @@ from pliant.core.roles import roles_of
 from pliant.core.seeds import generator
 from pliant.optim import Probe, ShrinkPerturb, normalize_and_project, normalized, warmup_cosine
 from pliant.optim.schedules import set_rates
-from pliant.recipes.images import Images, images, kind_of
 from pliant.recipes.reproduce import Claim, Reproduction, Result, Scale, Trial, Verdict
+from pliant.streams._images import Images, images, kind_of
 
 RATES = {"fashion-mnist": (3e-4, 1e-3, 3e-3), "cifar10": (3e-4, 1e-3, 3e-3, 1e-2)}
 """The same for each arm."""

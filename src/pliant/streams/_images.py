@@ -1,4 +1,4 @@
-"""Sets of labeled images, from files that are there."""
+"""Sets of labeled images, from files that are there; and a stream that reads them as sequences."""
 
 import gzip
 import io
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pliant.core import UsageError
+from pliant.streams._digits import Items
+from pliant.streams.base import Stream
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian package dataset-fashion-mnist puts its files."""
@@ -25,6 +27,40 @@ class Images(NamedTuple):
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
+
+
+def pictures(
+    path: str | Path | None = None,
+    *,
+    by: str = "pixel",
+    batch: int = 16,
+    questions: int | None = None,
+    seed: int = 0,
+) -> Stream:
+    """Passes over a set of images: one question is `batch` of them, the answer their classes.
+
+    Inputs are `(B, H W, C)` float32 (`by="pixel"`) or `(B, H, W C)` (`by="row"`), standardized. Each image is an
+    episode, its target stands at its last step. The test part is asked about, but never learned from. Tags: `item` and
+    `held_out`, as in `digits`; of N images in all the last are the test part.
+
+    Args:
+        path: see `images`.
+        by: what a step reads, `"pixel"` or `"row"`.
+        batch: B, images per question.
+        questions: length of the stream; None is endless.
+        seed: decides the order.
+
+    Raises:
+        UsageError: as `images`, or an argument is out of range.
+    """
+    if by not in ("pixel", "row") or batch < 1:
+        raise UsageError(f"pictures: by is {by!r} and batch {batch}, expected pixel or row, and at least 1")
+    found = images(None if path is None else Path(path))
+    labels = torch.cat([found.train_labels, found.test_labels])
+    pixels = torch.cat([found.train, found.test]).movedim(1, -1)
+    pixels = pixels.flatten(1, 2) if by == "pixel" else pixels.flatten(2)
+    held = torch.arange(len(labels)) >= len(found.train)
+    return Items(pixels.contiguous(), labels, int(labels.max()) + 1, batch, questions, held, seed)
 
 
 def kind_of(path: Path | None) -> str:
