@@ -112,7 +112,7 @@ def run(data: Path, mixer: str, stream: str, rate: float, seed: int) -> Record:
         recipe.SequenceClassifier = SimpleNamespace(sized=partial(sequence.sized, **more))
         config: Any = digits.DigitsConfig(change=stream.split(", ")[1], **common)  # type: ignore[arg-type]
     else:
-        recipe.TableModel = partial(table, **more)
+        recipe.TableModel = lambda columns, **sizes: table(columns, **(sizes | more))
         named = {"stream": "regimes"} if stream == "regimes" else options_of(stream, data)
         config = series.SeriesConfig(**named, rows=ROWS[stream], **common, **dials)
     summary, _ = driven(recipe, config)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._traces import Border, GatedSlopes, sum_in_heads, tapped
-from pliant.kernels._traces_pass import _entries, _mixed, _onto, _onto_each
+from pliant.kernels._traces_pass import _entries, _extended, _mixed, _onto, _onto_each, _places
 from pliant.kernels.select import select
 
 Kinds = Mapping[str, str]
@@ -157,33 +157,6 @@ def _summed(parts: Iterable[Tensor]) -> Tensor:
 
 
 @jit_fast
-def _places(reset, mask, b, steps):  # type: ignore[no-untyped-def]
-    """The steps of a stream that count, and whether a reset has dropped what was before."""
-    begin, count, dropped, found = 0, 0, False, np.empty(steps, np.int64)
-    if reset.shape[0] > 0:
-        for t in range(steps):
-            if reset[b, t]:
-                begin, dropped = t, True
-    for t in range(begin, steps):
-        if mask.shape[0] == 0 or mask[b, t]:
-            found[count] = t
-            count += 1
-    return found[:count], dropped
-
-
-@jit_fast
-def _behind(ring, x, places, ones):  # type: ignore[no-untyped-def]
-    """The ring and behind it the steps that count; with ones at the end of each if there is room for them."""
-    reach, width = ring.shape[0], x.shape[1]
-    whole = np.empty((reach + len(places), ring.shape[1]), x.dtype)
-    whole[:reach] = ring
-    for n in range(len(places)):
-        whole[reach + n, :width] = x[places[n]]
-        whole[reach + n, width:] = ones
-    return whole
-
-
-@jit_fast
 def _through(e, a, right, ones):  # type: ignore[no-untyped-def]
     for t in range(a.shape[0]):
         _onto(e, a[t], ones, right[t])
@@ -263,14 +236,14 @@ def _advance(a, s0, s1, s2, s3, v, u, ring, x, last, taps, wi, wa, reset, mask, 
             before[:], last[b, :, at] = 0, 0
             e_decay[j], e_wi[j], e_bi[j], e_wa[j], e_ba[j] = 0, 0, 0, 0, 0
             e_wc[j], e_bc[j], e_wx[j], e_bx[j] = 0, 0, 0, 0
-        count, ones = len(places), a.dtype.type(1)
+        count = len(places)
         now, s = np.empty((2, count, inner), a.dtype), np.empty((4, count, inner), a.dtype)
         for n in range(count):
             t = places[n]
             now[0, n], now[1, n] = a[b, t, at], v[b, t, at]
             s[0, n], s[1, n], s[2, n], s[3, n] = s0[b, t, at], s1[b, t, at], s2[b, t, at], s3[b, t, at]
-        inputs = _behind(last[b, :, at], x[b, :, at], places, ones)
-        _job(now[0], s, now[1], _behind(before, u[b, :, at], places, ones), _seen(inputs, taps, count), wi, wa,
+        inputs = _extended(last[b, :, at], x[b, :, at][places])
+        _job(now[0], s, now[1], _extended(before, u[b, :, at][places]), _seen(inputs, taps, count), wi, wa,
              e_decay[j], e_wi[j], e_bi[j], e_wa[j], e_ba[j], e_wc[j], e_bc[j], e_wx[j], e_bx[j])  # fmt: skip
         last[b, :, at] = inputs[count:]
 
@@ -286,12 +259,13 @@ def _traces_numba(
     if kinds.get("linear_x", "instant") == "instant":
         given = given._replace(x=none)
     after, moving = _moving(traces, unit, given, kinds)
-    width, last = given.x.shape[3], v.new_zeros(*given.ring.shape[:3], 0)
-    if width:
-        last = v.new_zeros(*last.shape[:3], width + 1) if traces is None else traces["inputs"].clone()
+    x, last = given.x, v.new_zeros(*given.ring.shape[:3], 0)
+    if x.shape[3]:
+        x = F.pad(x, (0, 1), value=1.0)
+        last = v.new_zeros(*last.shape[:3], x.shape[3]) if traces is None else traces["inputs"].clone()
         after["inputs"] = last
     slopes = unit.slopes.decay, unit.slopes.decay_gate, unit.slopes.input_gate, unit.slopes.value
-    read = (unit.a, *slopes, v, given.u, given.ring, given.x, last, given.taps, unit.input_weight, unit.decay_weight)
+    read = (unit.a, *slopes, v, given.u, given.ring, x, last, given.taps, unit.input_weight, unit.decay_weight)
     arrays = [part.detach().contiguous().numpy() for part in read]
     flags = [np.zeros((0, 0), np.bool_) if flag is None else flag.contiguous().numpy() for flag in (reset, mask)]
     written = [e.numpy() for e in moving]

@@ -24,6 +24,7 @@ from torch import Tensor
 from pliant.kernels._filter_bank import filter_bank
 from pliant.kernels._jit import jit_fast, over_jobs
 from pliant.kernels._traces import Border, states_before
+from pliant.kernels._traces_pass import _extended, _places
 from pliant.kernels.select import select
 
 
@@ -170,30 +171,6 @@ def bands_by_taps(
 
 
 @jit_fast
-def _steps(x, reset, mask, b):  # type: ignore[no-untyped-def]
-    """The steps of a stream that count, side by side, and whether a reset has dropped what was before."""
-    steps, begin, count, dropped = x.shape[1], 0, 0, False
-    if reset.shape[0] > 0:
-        for t in range(steps):
-            if reset[b, t]:
-                begin, dropped = t, True
-    found = np.empty((steps - begin, x.shape[2]), x.dtype)
-    for t in range(begin, steps):
-        if mask.shape[0] == 0 or mask[b, t]:
-            found[count] = x[b, t]
-            count += 1
-    return found[:count], dropped
-
-
-@jit_fast
-def _extended(before, now):  # type: ignore[no-untyped-def]
-    reach = before.shape[0]
-    whole = np.empty((reach + now.shape[0], now.shape[1]), now.dtype)
-    whole[:reach], whole[reach:] = before, now
-    return whole
-
-
-@jit_fast
 def _filtered(whole, filters, dilation, out):  # type: ignore[no-untyped-def]
     """What `filters` `(K, D)` make of the last steps of a sequence that begins as far before them as they reach."""
     for t in range(out.shape[0]):
@@ -253,7 +230,8 @@ def _advance(x, weight, decay, step, history, h, rates, bank, samples, reset, ma
     levels, _, taps, width = weight.shape
     size = decay.shape[1]
     for b in range(i0, i1):
-        now, dropped = _steps(x, reset, mask, b)
+        places, dropped = _places(reset, mask, b, x.shape[1])
+        now = x[b][places]
         before, state = history[b].copy(), h[b].copy()
         if dropped:
             before[:], state[:] = 0, 0

@@ -168,6 +168,30 @@ def _entries(out, x, i, part):  # type: ignore[no-untyped-def]
 
 
 @jit_fast
+def _places(reset, mask, b, steps):  # type: ignore[no-untyped-def]
+    """The steps of a stream that count, and whether a reset has dropped what was before; no flags have no rows."""
+    begin, count, dropped, found = 0, 0, False, np.empty(steps, np.int64)
+    if reset.shape[0] > 0:
+        for t in range(steps):
+            if reset[b, t]:
+                begin, dropped = t, True
+    for t in range(begin, steps):
+        if mask.shape[0] == 0 or mask[b, t]:
+            found[count] = t
+            count += 1
+    return found[:count], dropped
+
+
+@jit_fast
+def _extended(before, now):  # type: ignore[no-untyped-def]
+    """One sequence behind the other."""
+    reach = before.shape[0]
+    whole = np.empty((reach + now.shape[0], now.shape[1]), now.dtype)
+    whole[:reach], whole[reach:] = before, now
+    return whole
+
+
+@jit_fast
 def _mixed(out, wi, wa, s, i, part):  # type: ignore[no-untyped-def]
     """Of each state by entry i of its head: by way of the gates, and of the value."""
     for h in range(wi.shape[0]):

@@ -401,8 +401,10 @@ def _slope(leaf: Tensor, rows: Tensor | None = None) -> Any:
 
 def _reached(state: Any) -> Tensor:
     """The streams `(B,)` to whose state a gradient has come that is not zero throughout."""
-    gradients = [leaf.grad for _, leaf in leaves(state) if leaf.grad is not None]
-    return torch.stack([gradient.flatten(1).any(1) for gradient in gradients]).any(0)
+    found = torch.zeros(streams_of(state), dtype=torch.bool, device=next(leaves(state))[1].device)
+    for _, leaf in leaves(state):
+        found = found if leaf.grad is None else found | leaf.grad.flatten(1).any(1)
+    return found
 
 
 def _taken_gradients(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
