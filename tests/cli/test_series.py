@@ -298,3 +298,6 @@ def test_another_mixer_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureF
     assert len(set(bits)) == 3 and max(bits) < 1.5
     assert main(["learn", "series", "--data", str(data), "--target", "y", "--mixer", "Attention"]) == 2
     assert "Attention" in capsys.readouterr().err
+    refused = ["--mixer", "MLSTM", "--rule", "trace", "--run", str(tmp_path / "refused")]
+    assert main(["learn", "series", "--data", str(data), "--target", "y", *refused]) == 2
+    assert "which MLSTM has not" in capsys.readouterr().err and not (tmp_path / "refused").exists()

@@ -3,12 +3,15 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from pliant import mixers
 from pliant.core import UsageError, categorical_nats, seeded
 from pliant.core.columns import Columns
 from pliant.learn import Frozen, Learner, Life, Predictor, Retrained, rule_named
 from pliant.learn.references import LastLabel, Marginal, Seasonal
 from pliant.learn.rules import RuleName
 from pliant.learn.trees import Boosting, River
+from pliant.mixers import SequenceMixer
+from pliant.models.classifier import check_mixer
 from pliant.models.table import TableModel
 from pliant.optim import adamw, inverse_sqrt
 from pliant.optim.keeping import Keeper, check, keeping
@@ -127,6 +130,11 @@ class SeriesConfig:
 
     def __post_init__(self) -> None:
         check(self.keep)
+        check_mixer("learn series", self.mixer)
+        if self.rule == "trace" and getattr(mixers, self.mixer).traceable is SequenceMixer.traceable:
+            raise UsageError(
+                f"--rule trace asks for a mixer with traces, which {self.mixer} has not; see docs/rules.md"
+            )
         limits = {
             "horizon": (1, None), "delay": (0, None), "season": (1, None), "rows": (2, None), "retrain": (1, None),
             "chunk": (1, MAX_CHUNK), "size": (1, MAX_SIZE), "window": (1, MAX_WINDOW),
